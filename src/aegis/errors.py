@@ -11,6 +11,7 @@ and never hold a secret.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class AegisError(Exception):
@@ -140,6 +141,86 @@ class RateLimitTimeoutError(AegisError, TimeoutError):
 
 
 # --- http -------------------------------------------------------------------------------------------------------------
+
+
+class HttpError(AegisError):
+    """
+    A call over HTTP did not end well. The URL is already redacted.
+
+    `attempts` counts the requests that were tried, `history` describes each of them, `response` is the last answer
+    where one came, `code` the upstream's own code, `retry_after` seconds where the upstream named any.
+    """
+
+    def __init__(  # noqa: PLR0917 - positional, so that the arguments survive pickling
+        self,
+        detail: str,
+        method: str = "",
+        url: str = "",
+        attempts: int = 0,
+        response: Any = None,
+        history: Sequence[Any] = (),
+        code: str = "",
+        retry_after: float | None = None,
+        *,
+        retry_budget_exhausted: bool = False,
+    ) -> None:
+        super().__init__(detail, method, url, attempts, response, tuple(history), code, retry_after)
+        self.detail, self.method, self.url, self.attempts = detail, method, url, attempts
+        self.response, self.history, self.code, self.retry_after = response, tuple(history), code, retry_after
+        self.retry_budget_exhausted = retry_budget_exhausted
+
+    def __str__(self) -> str:
+        code = f" [{self.code}]" if self.code else ""
+        budget = "; the retry budget is spent" if self.retry_budget_exhausted else ""
+        return f"{self.method} {self.url} (attempt {self.attempts}): {self.detail}{code}{budget}"
+
+
+class HttpStatusError(HttpError):
+    """`raise_for_status()` met a status of 400 or above."""
+
+
+class ThrottledError(HttpError):
+    """The upstream says: too fast. The request was not executed; `retry_after` says when, if the upstream did."""
+
+
+class TransientError(HttpError):
+    """The upstream failed in a way that passes by itself; all attempts that were allowed have been made."""
+
+
+class HttpConnectionError(TransientError, ConnectionError):
+    """No connection, or it broke, and repeating the call is safe."""
+
+
+class HttpTimeoutError(TransientError, TimeoutError):
+    """The call's total deadline passed, or its last attempt ran out of time."""
+
+
+class UnauthorizedError(HttpError):
+    """The upstream did not accept the credentials, also not renewed ones where there was a way to renew them."""
+
+
+class RejectedError(HttpError):
+    """The upstream understood the request and refused it. Repeating it unchanged gives the same answer."""
+
+
+class AmbiguousOutcomeError(HttpError):
+    """
+    Whether the request was executed is unknown: it left, and no trustworthy answer came. It was not sent again.
+
+    Look before you repeat it; for an order, ask the upstream for its fills.
+    """
+
+
+class CircuitOpenError(HttpError, ConnectionError):
+    """The upstream failed too often lately, so nothing was sent and no permit was spent; see `retry_after`."""
+
+
+class BodyTooLargeError(HttpError):
+    """The response body is larger than the cap; reading stopped there."""
+
+
+class BodyDecodeError(HttpError, ValueError):
+    """The response body is not what was expected: its charset, its compression or its shape."""
 
 
 # --- database ---------------------------------------------------------------------------------------------------------
