@@ -224,3 +224,88 @@ class BodyDecodeError(HttpError, ValueError):
 
 
 # --- database ---------------------------------------------------------------------------------------------------------
+
+
+class DatabaseError(AegisError):
+    """Anything that went wrong between a room and PostgreSQL."""
+
+
+class DatabaseUnavailableError(DatabaseError, ConnectionError):
+    """No connection could be opened: refused, not found, hung, or the login was refused. Nothing was sent."""
+
+    def __init__(self, address: str, cause: str) -> None:
+        super().__init__(address, cause)
+        self.address, self.cause = address, cause
+
+    def __str__(self) -> str:
+        return f"PostgreSQL at {self.address} is unavailable: {self.cause}"
+
+
+class DatabaseLostError(DatabaseError, ConnectionError):
+    """The connection was lost during a statement: whether it took effect is unknown. It was not re-sent."""
+
+    def __init__(self, address: str, cause: str) -> None:
+        super().__init__(address, cause)
+        self.address, self.cause = address, cause
+
+    def __str__(self) -> str:
+        return f"connection to PostgreSQL at {self.address} was lost: {self.cause}; outcome unknown"
+
+
+class CommitOutcomeUnknownError(DatabaseLostError):
+    """The connection was lost during COMMIT: the transaction may be stored or not. Look before you repeat it."""
+
+
+class PoolTimeoutError(DatabaseError, TimeoutError):
+    """No connection became free in time. Nothing was sent. `state` is the pool in words."""
+
+    def __init__(self, timeout_s: float, state: str) -> None:
+        super().__init__(timeout_s, state)
+        self.timeout_s, self.state = timeout_s, state
+
+    def __str__(self) -> str:
+        return f"no database connection within {self.timeout_s:.1f} s: {self.state}; raise DB_MAX_CONNS or hold shorter"
+
+
+class PoolFullError(DatabaseError):
+    """More callers wait than DB_MAX_WAITING allows, so this one was refused at once. Nothing was sent."""
+
+    def __init__(self, max_waiting: int, state: str) -> None:
+        super().__init__(max_waiting, state)
+        self.max_waiting, self.state = max_waiting, state
+
+    def __str__(self) -> str:
+        return f"{self.max_waiting} callers already wait for a database connection: {self.state}"
+
+
+class QueryError(DatabaseError):
+    """The server refused a statement; it had no effect. `sqlstate` is its five-letter code."""
+
+    def __init__(self, sqlstate: str, message: str) -> None:
+        super().__init__(sqlstate, message)
+        self.sqlstate, self.message = sqlstate, message
+
+    def __str__(self) -> str:
+        return f"PostgreSQL refused the statement ({self.sqlstate}): {self.message}"
+
+
+class RowShapeError(DatabaseError, TypeError):
+    """The columns of a row do not fit the asked type; both sides are named."""
+
+    def __init__(self, type_name: str, missing: Sequence[str], extra: Sequence[str]) -> None:
+        super().__init__(type_name, tuple(missing), tuple(extra))
+        self.type_name, self.missing, self.extra = type_name, tuple(missing), tuple(extra)
+
+    def __str__(self) -> str:
+        return f"columns do not fit {self.type_name}: missing {list(self.missing)}, extra {list(self.extra)}"
+
+
+class MigrationError(DatabaseError):
+    """A migration was refused or failed; `file` names it. It left nothing behind; files before it stay applied."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(file, reason)
+        self.file, self.reason = file, reason
+
+    def __str__(self) -> str:
+        return f"migration {self.file}: {self.reason}"

@@ -1,0 +1,226 @@
+"""The promises of the database room, against a real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from aegis.config import DatabaseConfig
+from aegis.database import MIGRATIONS, Database, UpsertResult
+from aegis.embedded import EmbeddedPostgres
+from aegis.errors import (
+    DatabaseLostError,
+    DatabaseUnavailableError,
+    MigrationError,
+    PoolFullError,
+    PoolTimeoutError,
+    QueryError,
+    RowShapeError,
+)
+
+
+def config_of(server: EmbeddedPostgres, **more) -> DatabaseConfig:
+    return DatabaseConfig(url=server.url, **{"min_conns": 1, "max_conns": 3, **more})
+
+
+@pytest.fixture
+async def db(postgres_server) -> AsyncIterator[Database]:
+    async with Database(config_of(postgres_server)) as database:
+        await database.execute("drop schema public cascade")
+        await database.execute("create schema public")
+        yield database
+
+
+@dataclass
+class Bar:
+    code: str
+    date: dt.date
+    close: int | None
+
+
+async def bars(db: Database) -> None:
+    await db.execute("create table bars (code text, date date, close bigint, primary key (code, date))")
+
+
+DAY = dt.date(2026, 1, 2)
+
+
+async def test_upsert_counts_are_exact_and_the_last_duplicate_wins(db):
+    """Inserted, updated and unchanged count distinct keys; a duplicate inside the batch counts once."""
+    await bars(db)
+    key = ("code", "date")
+    first = [Bar("a", DAY, 1), Bar("b", DAY, None), Bar("a", DAY, 2)]
+    assert await db.upsert("bars", first, key) == UpsertResult(2, 0, 0)
+    second = [{"code": "a", "date": DAY, "close": 2}, {"code": "b", "date": DAY, "close": 5}]
+    assert await db.upsert("bars", second, key) == UpsertResult(0, 1, 1)
+    assert await db.upsert("bars", iter([("c", DAY)]), key, columns=key) == UpsertResult(1, 0, 0)
+    assert await db.upsert("bars", [], key) == UpsertResult(0, 0, 0)
+    rows = await db.fetch("select * from bars order by code", type=Bar)
+    assert rows == [Bar("a", DAY, 2), Bar("b", DAY, 5), Bar("c", DAY, None)]
+
+
+async def test_opposite_key_orders_do_not_deadlock(db):
+    """Two writers of the same keys in opposite order both finish."""
+    await bars(db)
+    rows = [Bar(f"{n:04}", DAY, n) for n in range(500)]
+    for step in range(5):
+        moved = [Bar(r.code, r.date, n * 10 + step) for n, r in enumerate(rows)]
+        await asyncio.gather(
+            db.upsert("bars", moved, ("code", "date")), db.upsert("bars", moved[::-1], ("code", "date"))
+        )
+    assert await db.fetch_value("select count(*) from bars") == 500
+
+
+async def test_columns_that_do_not_fit_are_named(db):
+    """A missing and an extra column are both in the error."""
+    with pytest.raises(RowShapeError, match=r"missing \['date', 'close'\], extra \['x'\]"):
+        await db.fetch_one("select 'a' as code, 1 as x", type=Bar)
+
+
+async def test_a_refused_statement_leaves_the_connection_usable(db):
+    """A QueryError carries the SQLSTATE and costs no connection."""
+    opened = db.stats().opened
+    with pytest.raises(QueryError) as caught:
+        await db.execute("select 1/0")
+    assert caught.value.sqlstate == "22012"
+    assert await db.fetch_value("select 1") == 1
+    assert db.stats().opened == opened
+
+
+async def test_cancellation_loses_no_slot(db):
+    """However callers are cancelled, waiting or in a query, the pool is whole afterwards and never above its size."""
+    for round_ in range(20):
+        tasks = [asyncio.create_task(db.fetch_value("select pg_sleep(0.02)")) for _ in range(12)]
+        for turn, task in enumerate(tasks):
+            if turn % 3 == round_ % 3:
+                await asyncio.sleep(0)
+            task.cancel()
+            assert db.stats().total <= 3
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    sleepers = [asyncio.create_task(db.execute("select pg_sleep(5)")) for _ in range(3)]
+    while db.stats().active < 3:  # noqa: ASYNC110 - a condition, not a time
+        await asyncio.sleep(0.001)
+    for task in sleepers:
+        task.cancel()
+    await asyncio.gather(*sleepers, return_exceptions=True)
+    assert await asyncio.gather(*(db.fetch_value("select 1") for _ in range(9))) == [1] * 9
+    stats = db.stats()
+    assert (stats.active, stats.waiting) == (0, 0)
+    assert stats.total <= 3
+
+
+async def test_waiters_are_served_in_order_and_nobody_barges_in(postgres_server):
+    """First come first served, also for a caller who arrives at the moment of a release."""
+    async with Database(config_of(postgres_server, max_conns=1)) as db:
+        order: list[int] = []
+
+        async def ask(number: int) -> None:
+            await db.fetch_value("select 1")
+            order.append(number)
+
+        async with db.transaction():
+            tasks = [asyncio.create_task(ask(number)) for number in range(5)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks, ask(5))
+        assert order == [0, 1, 2, 3, 4, 5]
+
+
+async def test_a_full_pool_says_so(postgres_server):
+    """A timeout names the pool's state; a full queue refuses at once."""
+    async with Database(config_of(postgres_server, max_conns=1, acquire_timeout=0.1, max_waiting=1)) as db:
+        async with db.transaction():
+            waiting = asyncio.create_task(db.ping())
+            await asyncio.sleep(0)
+            with pytest.raises(PoolFullError):
+                await db.ping()
+            with pytest.raises(PoolTimeoutError, match="1 of 1 open, 1 active, 0 idle"):
+                await waiting
+        assert await db.ping() > 0
+
+
+async def test_an_open_transaction_never_returns_to_the_pool(db, caplog):
+    """A borrower's BEGIN closes the connection on return; the next borrower starts clean."""
+    await db.execute("begin")
+    assert "inside a transaction" in caplog.text
+    assert db.stats().closed_dirty == 1
+    assert await db.fetch_value("select pg_current_xact_id_if_assigned() is null")
+
+
+async def test_a_killed_connection_is_replaced(db):
+    """The statement that is hit reports an unknown outcome; the next one works."""
+    with pytest.raises(DatabaseLostError):
+        await db.execute("select pg_terminate_backend(pg_backend_pid())")
+    assert await db.fetch_value("select 1") == 1
+
+
+async def test_transactions_roll_back_and_run_tx_repeats(db):
+    """An error rolls back; two serializable increments both count."""
+    await db.execute("create table n (v int)")
+    await db.execute("insert into n values (0)")
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what is tested
+        async with db.transaction() as tx:
+            await tx.execute("update n set v = 99")
+            raise ZeroDivisionError
+    runs = 0
+
+    async def increment(tx) -> None:
+        nonlocal runs
+        runs += 1
+        value = await tx.fetch_value("select v from n")
+        if runs <= 2:
+            while runs < 2:  # noqa: ASYNC110 - both must have read before either writes
+                await asyncio.sleep(0.001)
+        await tx.execute("update n set v = $1", value + 1)
+
+    await asyncio.gather(db.run_tx(increment), db.run_tx(increment))
+    assert await db.fetch_value("select v from n") == 2
+    assert runs >= 3
+
+
+async def test_a_swallowed_failure_is_not_a_commit(db):
+    """COMMIT of a failed transaction is answered with ROLLBACK; the caller hears it."""
+    with pytest.raises(QueryError, match="rolled back"):  # noqa: PT012 - the block is what is tested
+        async with db.transaction() as tx:
+            with pytest.raises(QueryError):
+                await tx.execute("select 1/0")
+
+
+async def test_three_migrators_apply_once(db, postgres_server):
+    """Each file is applied by exactly one of three that start together."""
+    async with Database(config_of(postgres_server)) as other, Database(config_of(postgres_server)) as third:
+        done = await asyncio.gather(*(each.migrate(MIGRATIONS) for each in (db, other, third)))
+    assert sorted(map(len, done)) == [0, 0, 1]
+    assert [m.applied for m in await db.migration_status(MIGRATIONS)] == [True]
+    assert await db.fetch_value("select count(*) from daily_prices") == 0
+
+
+async def test_edited_late_and_failing_migrations_are_refused(db, tmp_path):
+    """The error names the file, and nothing of it is left behind."""
+    (tmp_path / "0002_a.sql").write_text("create table a ()")
+    await db.migrate(str(tmp_path))
+    (tmp_path / "0003_b.sql").write_text("create table b (); select 1/0")
+    with pytest.raises(MigrationError, match=r"0003_b\.sql.*22012"):
+        await db.migrate(tmp_path)
+    assert await db.fetch_value("select to_regclass('b')") is None
+    (tmp_path / "0001_late.sql").write_text("select 1")
+    with pytest.raises(MigrationError, match=r"0001_late\.sql: comes before"):
+        await db.migrate(tmp_path)
+    (tmp_path / "0002_a.sql").write_text("create table other ()")
+    (tmp_path / "0001_late.sql").unlink()
+    with pytest.raises(MigrationError, match="edited"):
+        await db.migrate(tmp_path)
+
+
+async def test_an_unreachable_server_is_named_without_the_password(tmp_path):
+    """The address is in the error, the password is nowhere."""
+    url = f"postgresql://me:hunter2@/db?host={tmp_path}"
+    with pytest.raises(DatabaseUnavailableError) as caught:
+        async with Database(DatabaseConfig(url=url)):
+            pass
+    assert str(tmp_path) in str(caught.value)
+    assert "hunter2" not in str(caught.value) + repr(Database(DatabaseConfig(url=url)))
