@@ -1,0 +1,307 @@
+"""
+One call: deadline, attempts, budget, breaker, permit, send, classify; in this order, outermost first.
+
+The breaker stands before the permit (an open circuit burns none); the permit wait lies outside the attempt's timeout
+but inside the deadline. Errors are built as values and raised outside every `except`, so that no driver exception,
+whose text can hold a URL, hangs on them as context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import Any
+
+from aegis.errors import (
+    AegisError,
+    AmbiguousOutcomeError,
+    BodyTooLargeError,
+    CircuitOpenError,
+    HttpConnectionError,
+    HttpError,
+    HttpTimeoutError,
+    RateLimitTimeoutError,
+    RejectedError,
+    ThrottledError,
+    TransientError,
+    UnauthorizedError,
+)
+from aegis.http._shared import Settings, Shared, Upstream
+from aegis.http._wire import Answer, Failure, Sent, send
+from aegis.http.profile import Ambiguous, Empty, Ok, Reauth, Rejected, Request, Response, Throttled, Transient, Verdict
+from aegis.http.records import Attempt
+from aegis.http.retry import parse_retry_after
+
+logger = logging.getLogger("aegis.http")
+logger.addHandler(logging.NullHandler())
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one attempt came to, and what to do about it."""
+
+    name: str
+    response: Response | None = None
+    error: HttpError | None = None  #: raised if this is the last attempt; None returns the response
+    retry: bool = False
+    after_s: float | None = None
+    throttled: bool = False
+    failed: bool | None = False  #: for the breaker; None counts neither way
+    renew: bool = False
+
+
+class Call:
+    """One call in progress."""
+
+    def __init__(self, shared: Shared, settings: Settings, request: Request, timeout_s: float) -> None:
+        self.shared, self.settings, self.request = shared, settings, request
+        self.upstream: Upstream = shared.upstream(request.url, settings)
+        self.started = monotonic()
+        self.deadline = self.started + timeout_s
+        self.timeout_s = timeout_s
+        self.url = settings.redactor.url(request.url)
+        self.secrets = settings.redactor.values(request.url, request.headers, request.content)
+        self.history: list[Attempt] = []
+        self.renewed = False
+
+    async def run(self) -> Response:
+        """Attempt until there is an answer to return or an error to raise."""
+        self.shared.calls += 1
+        self.shared.in_flight += 1
+        try:
+            outcome = await self._attempts()
+        finally:
+            self.shared.in_flight -= 1
+        if outcome.error is not None:
+            self.shared.failures += 1
+            if isinstance(outcome.error, AmbiguousOutcomeError):
+                self.shared.ambiguous += 1
+            self._log(logging.ERROR, "http call failed", outcome.name, str(outcome.error))
+            raise outcome.error
+        assert outcome.response is not None
+        return outcome.response
+
+    async def _attempts(self) -> Outcome:
+        last: Outcome | None = None
+        policy = self.settings.retry
+        number = 0
+        while True:
+            number += 1
+            outcome = await self._attempt(number, last)
+            if outcome is None:
+                assert last is not None
+                return last
+            last = outcome
+            if outcome.renew and not self.renewed and self.settings.renew is not None:
+                if await self._renew(outcome):
+                    number -= 1
+                    continue
+                return outcome
+            if not outcome.retry or number >= policy.attempts:
+                return outcome
+            backoff = policy.throttle_backoff if outcome.throttled else policy.backoff
+            delay_s = max(outcome.after_s or 0.0, backoff.delay_s(number))
+            if delay_s >= self.deadline - monotonic():
+                return outcome
+            cost = policy.throttle_cost if outcome.throttled else policy.transient_cost
+            if not self.upstream.budget.spend(cost):
+                self.shared.budget_refusals += 1
+                if outcome.error is not None:
+                    outcome.error.retry_budget_exhausted = True
+                return outcome
+            self.shared.retries += 1
+            self._log(logging.WARNING, "http retry", outcome.name, f"in {delay_s:.3f} s")
+            await asyncio.sleep(delay_s)
+
+    async def _attempt(self, number: int, last: Outcome | None) -> Outcome | None:
+        """One attempt; None when it could not be made and the outcome before it stands."""
+        breaker = self.upstream.breaker
+        era, wait_s = breaker.enter(monotonic())
+        if era < 0:
+            self.shared.circuit_refusals += 1
+            if last is not None:
+                return None
+            reason = f"the circuit of {self.upstream.host} is open; next probe in {wait_s:.1f} s; nothing was sent"
+            return Outcome("circuit_open", error=self._error(CircuitOpenError, reason, retry_after=wait_s))
+        failed: bool | None = None
+        try:
+            waited_s = await self._permit(last is None)
+            if waited_s is None:
+                return None
+            remaining_s = self.deadline - monotonic()
+            if remaining_s <= 0:
+                reason = f"the total deadline of {self.timeout_s:.3f} s passed waiting for a permit; nothing was sent"
+                return None if last is not None else Outcome("timeout", error=self._error(HttpTimeoutError, reason))
+            outcome = await self._send(number, waited_s, remaining_s)
+            failed = outcome.failed
+        finally:
+            breaker.leave(era, monotonic(), failed=failed)
+        if failed is False:
+            self.upstream.budget.refund(self.settings.retry.refund)
+        if outcome.throttled:
+            self.shared.throttled += 1
+            await self._hold(outcome)
+        return outcome
+
+    async def _permit(self, first: bool) -> float | None:
+        """Seconds waited for the permit; None when there is none in time and an earlier outcome stands."""
+        settings = self.settings
+        if settings.limiter is None:
+            return 0.0
+        began = monotonic()
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.deadline - began):
+                await settings.limiter.wait(settings.limit, key=settings.limit_key, timeout=self.deadline - began)
+        except RateLimitTimeoutError:
+            if first:
+                raise
+            return None
+        except TimeoutError:
+            return self.deadline - began + 1.0
+        waited_s = monotonic() - began
+        self.shared.permit_wait_s += waited_s
+        return waited_s
+
+    async def _send(self, number: int, waited_s: float, remaining_s: float) -> Outcome:
+        settings, shared, sent = self.settings, self.shared, Sent()
+        shared.attempts += 1
+        began = monotonic()
+        answer = await send(
+            shared.session(),
+            self.request,
+            sent,
+            timeout_s=min(shared.config.attempt_timeout, remaining_s),
+            body_bytes_max=shared.config.max_body,
+            tls=shared.tls(settings),
+        )
+        now = monotonic()
+        outcome = self._failed(answer, sent) if isinstance(answer, Failure) else self._answered(answer, now)
+        size = len(answer.content) if isinstance(answer, Answer) else 0
+        shared.body_bytes += size
+        reason = outcome.error.detail if outcome.error is not None else ""
+        self.history.append(Attempt(number, outcome.name, answer.status, now - began, waited_s, size, reason))
+        if outcome.error is not None:
+            outcome.error.attempts, outcome.error.history = len(self.history), tuple(self.history)
+        if logger.isEnabledFor(logging.DEBUG):
+            self._log(logging.DEBUG, "http attempt", outcome.name, reason)
+        return outcome
+
+    def _failed(self, failure: Failure, sent: Sent) -> Outcome:
+        """A request without a complete answer."""
+        if failure.kind == "too_large":
+            return Outcome("too_large", error=self._error(BodyTooLargeError, failure.reason))
+        if failure.kind == "invalid":
+            return Outcome("invalid", error=self._error(RejectedError, failure.reason), failed=None)
+        if sent.yes and not self.request.idempotent:
+            reason = f"{failure.reason}; the request had left, so whether it was executed is unknown"
+            return Outcome("ambiguous", error=self._error(AmbiguousOutcomeError, reason), failed=True)
+        kind = HttpTimeoutError if failure.kind == "timeout" else HttpConnectionError
+        return Outcome(failure.kind, error=self._error(kind, failure.reason), retry=True, failed=True)
+
+    def _answered(self, answer: Answer, now: float) -> Outcome:
+        """A complete answer, by what it means."""
+        profile = self.settings.profile
+        response = Response(
+            answer.status,
+            answer.headers,
+            answer.content,
+            self.request.method,
+            self.url,
+            len(self.history) + 1,
+            now - self.started,
+            parse_retry_after(answer.headers.get("Retry-After")),
+            profile.charset if profile is not None else None,
+        )
+        if profile is None:
+            return self._by_status(response)
+        return self._by_verdict(profile.classify(self.request, response), response)
+
+    def _by_status(self, response: Response) -> Outcome:
+        """Without a profile the final response is returned whatever its status."""
+        status, retry = response.status, self.request.idempotent
+        if status == 429:
+            return Outcome("throttled", response, None, retry, response.retry_after, throttled=True, failed=None)
+        if status in {408, 500, 502, 503, 504}:
+            return Outcome("transient", response, None, retry, response.retry_after, failed=True)
+        return Outcome("ok", response)
+
+    def _by_verdict(self, verdict: Verdict, response: Response) -> Outcome:
+        if isinstance(verdict, Ok | Empty):
+            return Outcome("ok" if isinstance(verdict, Ok) else "empty", response)
+        idempotent, after_s = self.request.idempotent, response.retry_after
+        message = verdict.message or f"status {response.status}"
+
+        def error(kind: type[HttpError]) -> HttpError:
+            return self._error(kind, message, response, verdict.code, after_s)
+
+        if isinstance(verdict, Throttled):
+            after_s = verdict.after_s if verdict.after_s is not None else after_s
+            retry = idempotent or not verdict.executed
+            return Outcome("throttled", response, error(ThrottledError), retry, after_s, throttled=True, failed=None)
+        if isinstance(verdict, Reauth):
+            return Outcome("reauth", response, error(UnauthorizedError), renew=True)
+        if isinstance(verdict, Rejected):
+            return Outcome("rejected", response, error(RejectedError))
+        if isinstance(verdict, Transient) and (idempotent or verdict.executed is False):
+            return Outcome("transient", response, error(TransientError), True, after_s, failed=True)
+        if isinstance(verdict, Ambiguous) and idempotent:
+            return Outcome("ambiguous", response, error(TransientError), True, after_s, failed=True)
+        return Outcome("ambiguous", response, error(AmbiguousOutcomeError), failed=True)
+
+    async def _renew(self, outcome: Outcome) -> bool:
+        """Ask for new credentials, once, within the deadline."""
+        assert self.settings.renew is not None
+        assert outcome.response is not None
+        self.renewed = True
+        try:
+            async with asyncio.timeout(max(0.0, self.deadline - monotonic())):
+                headers = await self.settings.renew(self.request, outcome.response)
+        except TimeoutError:
+            return False
+        fresh = self.request.headers.__class__(self.request.headers)  # type: ignore[call-arg]
+        fresh.update(headers)  # type: ignore[attr-defined]
+        self.request = replace(self.request, headers=fresh)
+        self.secrets |= self.settings.redactor.values("", fresh)
+        return True
+
+    async def _hold(self, outcome: Outcome) -> None:
+        """Tell every process to pause. A limiter that cannot be reached does not spoil the answer we have."""
+        settings = self.settings
+        if settings.limiter is None or not outcome.after_s:
+            return
+        seconds = min(outcome.after_s, settings.limit.hold_max)
+        try:
+            async with asyncio.timeout(max(0.0, self.deadline - monotonic())):
+                await settings.limiter.hold(settings.limit, seconds, key=settings.limit_key)
+        except (AegisError, TimeoutError) as exc:
+            self._log(logging.WARNING, "http hold not shared", outcome.name, type(exc).__name__)
+
+    def _error(
+        self,
+        kind: type[HttpError],
+        detail: str,
+        response: Response | None = None,
+        code: str = "",
+        retry_after: float | None = None,
+    ) -> HttpError:
+        safe = self.settings.redactor.text(detail, self.secrets)[:500]
+        method, attempts = self.request.method, len(self.history)
+        return kind(safe, method, self.url, attempts, response, tuple(self.history), code, retry_after)
+
+    def _log(self, level: int, event: str, outcome: str, detail: str) -> None:
+        if not logger.isEnabledFor(level):
+            return
+        last = self.history[-1] if self.history else None
+        fields: dict[str, Any] = {
+            "http_method": self.request.method,
+            "http_url": self.url,
+            "http_attempt": last.number if last else 0,
+            "http_status": last.status if last else None,
+            "http_permit_wait_s": last.permit_wait_s if last else 0.0,
+            "http_bytes": last.body_bytes if last else 0,
+            "http_elapsed_s": monotonic() - self.started,
+            "http_outcome": outcome,
+        }
+        logger.log(level, "%s %s %s: %s %s", event, self.request.method, self.url, outcome, detail, extra=fields)

@@ -1,0 +1,101 @@
+"""What all clients derived from one share (pool, breakers, budgets, totals), and what each has of its own."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from aegis.config import HttpConfig
+from aegis.errors import ClosedError
+from aegis.http._wire import legacy_rsa_context, open_session
+from aegis.http.breaker import Breaker, BreakerPolicy
+from aegis.http.profile import Profile
+from aegis.http.records import Limiter, Renew
+from aegis.http.redact import Redactor
+from aegis.http.retry import RetryBudget, RetryPolicy
+
+_UPSTREAMS_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a `with_*` changes."""
+
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+    redactor: Redactor = field(default_factory=Redactor)
+    profile: Profile | None = None
+    limiter: Limiter | None = None
+    limit: Any = None
+    limit_key: str = field(default="", repr=False)
+    renew: Renew | None = None
+    tls: ssl.SSLContext | None = None
+
+
+@dataclass(slots=True)
+class Upstream:
+    """One host's breaker and budget."""
+
+    host: str
+    breaker: Breaker
+    budget: RetryBudget
+
+
+class Shared:
+    """The pool and the books of a family of clients."""
+
+    def __init__(self, config: HttpConfig) -> None:
+        self.config = config
+        self.calls = self.attempts = self.retries = self.failures = 0
+        self.throttled = self.ambiguous = self.circuit_refusals = self.budget_refusals = 0
+        self.permit_wait_s, self.body_bytes, self.in_flight = 0.0, 0, 0
+        self.upstreams: dict[tuple[str, BreakerPolicy, float], Upstream] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._legacy: ssl.SSLContext | None = None
+
+    def open(self) -> None:
+        """Open the pool; connections are made when they are needed."""
+        self._session = open_session(
+            connections_max=self.config.max_connections,
+            per_host_max=self.config.max_connections_per_host,
+            connect_timeout_s=self.config.connect_timeout,
+            proxy=self.config.proxy_from_env,
+        )
+
+    async def close(self) -> None:
+        """Close the pool."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def session(self) -> aiohttp.ClientSession:
+        """The open pool."""
+        if self._session is None:
+            raise ClosedError("HttpClient")
+        return self._session
+
+    def upstream(self, url: str, settings: Settings) -> Upstream:
+        """Breaker and budget of the URL's host under these settings."""
+        host = urlsplit(url).netloc.rpartition("@")[2].lower()
+        key = (host, settings.breaker, settings.retry.budget_tokens)
+        found = self.upstreams.get(key)
+        if found is None:
+            if len(self.upstreams) >= _UPSTREAMS_MAX:
+                self.upstreams.pop(next(iter(self.upstreams)))
+            found = Upstream(host, Breaker(settings.breaker), RetryBudget(settings.retry.budget_tokens))
+            self.upstreams[key] = found
+        return found
+
+    def tls(self, settings: Settings) -> ssl.SSLContext | bool:
+        """The TLS rules that apply: the caller's context, the profile's, or aiohttp's verifying default."""
+        if settings.tls is not None:
+            return settings.tls
+        if settings.profile is not None and settings.profile.tls == "legacy_rsa":
+            if self._legacy is None:
+                self._legacy = legacy_rsa_context()
+            return self._legacy
+        return True

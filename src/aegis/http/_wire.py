@@ -1,0 +1,157 @@
+"""
+One request on the wire, and its answer or its failure as a record; nothing is raised but cancellation.
+
+aiohttp silently re-sends an idempotent request whose kept-alive connection was dropped. A client middleware stands
+inside that loop and turns the two errors it reacts to into one that it does not know, so a call of `send` is at most
+one request. Failures come back as records, not exceptions: a driver's exception text can hold the whole URL, and an
+exception raised while handling it would carry it along as its context.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+from aiohttp import ClientRequest, ClientResponse
+from multidict import CIMultiDict
+from yarl import URL
+
+from aegis.http.profile import Request
+
+#: AEAD suites, RSA key exchange included, for servers without forward secrecy. Verification stays on.
+LEGACY_RSA_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:AES256-GCM-SHA384:AES128-GCM-SHA256"
+
+
+class _LostError(Exception):
+    """The connection broke; named so that aiohttp does not send the request again."""
+
+
+class Sent:
+    """Whether the request began to leave."""
+
+    __slots__ = ("yes",)
+
+    def __init__(self) -> None:
+        self.yes = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete answer."""
+
+    status: int
+    headers: CIMultiDict[str]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """No complete answer. `kind` is connect, lost, timeout, too_large, broken or invalid."""
+
+    kind: str
+    reason: str
+    status: int | None = None
+
+
+async def _one_request(request: ClientRequest, handler: aiohttp.ClientHandlerType) -> ClientResponse:
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
+        raise _LostError(type(exc).__name__) from None
+
+
+async def _mark_sent(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: Any) -> None:
+    context.trace_request_ctx.yes = True
+
+
+def open_session(*, connections_max: int, per_host_max: int, connect_timeout_s: float, proxy: bool) -> Any:
+    """A session that does what it is told and nothing else: no cookies, no redirects, no hidden re-send."""
+    trace = aiohttp.TraceConfig()
+    trace.on_request_headers_sent.append(_mark_sent)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections_max, limit_per_host=per_host_max),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
+        trust_env=proxy,
+        middlewares=(_one_request,),
+        trace_configs=[trace],
+    )
+
+
+def legacy_rsa_context(cafile: str | None = None) -> ssl.SSLContext:
+    """A verifying context that also offers RSA key exchange, for the hosts that know nothing newer."""
+    context = ssl.create_default_context(cafile=cafile)
+    context.set_ciphers(LEGACY_RSA_CIPHERS)
+    return context
+
+
+async def send(
+    session: aiohttp.ClientSession,
+    request: Request,
+    sent: Sent,
+    *,
+    timeout_s: float,
+    body_bytes_max: int,
+    tls: ssl.SSLContext | bool,
+) -> Answer | Failure:
+    """Send once, read the body within its cap, and say what came of it."""
+    status: int | None = None
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            session.request(
+                request.method,
+                URL(request.url, encoded=True),
+                data=request.content,
+                headers=request.headers,
+                allow_redirects=False,
+                ssl=tls,
+                trace_request_ctx=sent,
+            ) as response,
+        ):
+            status = response.status
+            content = await _read(response, body_bytes_max)
+            if content is None:
+                response.close()
+                return Failure("too_large", f"the body is larger than {body_bytes_max} bytes", status)
+            return Answer(status, CIMultiDict(response.headers), content)
+    except aiohttp.ConnectionTimeoutError:
+        return Failure("connect", "no connection within HTTP_CONNECT_TIMEOUT")
+    except TimeoutError:
+        return Failure("timeout", f"no complete answer within {timeout_s:.3f} s", status)
+    except aiohttp.ClientConnectorError as exc:
+        return Failure("connect", f"cannot connect to {exc.host}:{exc.port}: {_cause(exc)}")
+    except _LostError as exc:
+        return Failure("lost", f"the connection was lost: {exc}", status)
+    except aiohttp.ClientPayloadError:
+        return Failure("lost" if status is None else "broken", "the body broke off or cannot be decompressed", status)
+    except (aiohttp.InvalidURL, ValueError, TypeError) as exc:
+        return Failure("broken" if sent.yes else "invalid", f"not a request that can be sent: {type(exc).__name__}")
+    except (aiohttp.ClientError, OSError) as exc:
+        return Failure("lost", f"{type(exc).__name__}", status)
+
+
+def _cause(exc: aiohttp.ClientConnectorError) -> str:
+    return exc.os_error.strerror or type(exc.os_error).__name__
+
+
+async def _read(response: ClientResponse, body_bytes_max: int) -> bytes | None:
+    """The body, or None as soon as it is known to be above the cap, on the wire or decoded."""
+    length = response.content_length
+    if length is not None and length > body_bytes_max:
+        return None
+    if length is not None and "Content-Encoding" not in response.headers:
+        return await response.read()
+    chunks, size = [], 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > body_bytes_max:
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
