@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from aegis.redis._link import Link, Reply, open_link, pack
 from aegis.redis._script import Script
 
 Argument = str | bytes | int | float
+Command = Sequence[Argument]
 
 
 class Redis:
@@ -36,6 +37,7 @@ class Redis:
         self._connecting: asyncio.Lock = asyncio.Lock()
         self._open = False
         self._raw: redis.asyncio.Redis | None = None
+        self._on_close: list[Callable[[], Awaitable[None]]] = []
 
     async def __aenter__(self) -> Self:
         self._open = True
@@ -58,7 +60,38 @@ class Redis:
         return self.config.enabled
 
     async def close(self) -> None:
-        """Close the connection. Idempotent."""
+        """End what works in the background on this connection (`on_close`), then close it. Idempotent."""
+        try:
+            await self._end_background()
+        finally:
+            await self._disconnect()
+
+    def on_close(self, callback: Callable[[], Awaitable[None]]) -> Callable[[], None]:
+        """
+        Await `callback()` at the beginning of `close`, while commands still work; the last one added runs first.
+
+        Returns a function that takes the callback back, for work that ends earlier. An exception in one does not keep
+        the others from running; `close` raises them together at its end.
+        """
+        self._on_close.append(callback)
+
+        def forget() -> None:
+            if callback in self._on_close:
+                self._on_close.remove(callback)
+
+        return forget
+
+    async def _end_background(self) -> None:
+        problems: list[Exception] = []
+        while self._on_close:
+            try:
+                await self._on_close.pop()()
+            except Exception as exc:  # noqa: BLE001 - the others must run; raised below
+                problems.append(exc)
+        if problems:
+            raise ExceptionGroup("background work on Redis failed to end", problems)
+
+    async def _disconnect(self) -> None:
         self._open = False
         link, self._link = self._link, None
         if link is not None:
@@ -116,6 +149,47 @@ class Redis:
             "EVAL", script.source, len(keys), *keys, *args, timeout=timeout, idempotent=idempotent
         )
 
+    async def pipeline(
+        self, commands: Iterable[Command], *, timeout: float | None = None, return_errors: bool = False
+    ) -> list[Reply]:
+        """
+        Send many commands in one write and return their replies in order; other callers' commands may come between.
+
+        A refused command does not stop those after it. The first refusal is raised once all replies are here; with
+        `return_errors` it stands in its place of the list instead.
+        """
+        replies = await asyncio.gather(
+            *(self.execute(*command, timeout=timeout) for command in commands), return_exceptions=True
+        )
+        return _first_error_raised(replies, return_errors=return_errors)
+
+    async def transaction(
+        self, commands: Iterable[Command], *, timeout: float | None = None, return_errors: bool = False
+    ) -> list[Reply]:
+        """
+        Execute many commands as one (MULTI, EXEC), in one write: no other client's command comes between.
+
+        All are executed or none; but one that the server refuses while executing (`WRONGTYPE`) does not undo the
+        others: that is Redis. Its error is raised, or with `return_errors` stands in its place.
+        For a decision in the middle (WATCH) use a script.
+        """
+        commands = list(commands)
+        if not commands or not self.enabled:
+            return [None] * len(commands)
+        wrapped = (("MULTI",), *commands, ("EXEC",))
+        queued = await asyncio.gather(
+            *(self.execute(*command, timeout=timeout) for command in wrapped), return_exceptions=True
+        )
+        executed = queued[-1]
+        if isinstance(executed, BaseException):
+            raise next(reply for reply in queued if isinstance(reply, BaseException))
+        names = (str(command[0]) for command in commands)
+        replies = [
+            ServerReplyError(name, str(reply)) if isinstance(reply, hiredis.ReplyError) else reply
+            for name, reply in zip(names, executed, strict=True)
+        ]
+        return _first_error_raised(replies, return_errors=return_errors)
+
     @property
     def raw(self) -> redis.asyncio.Redis:
         """redis-py's client for everything else, with the same settings; made on first use, closed with this object."""
@@ -142,4 +216,11 @@ class Redis:
         self._link = None
 
 
-__all__ = ["Argument", "Redis"]
+def _first_error_raised(replies: list[Reply], *, return_errors: bool) -> list[Reply]:
+    for reply in replies:
+        if isinstance(reply, BaseException) and not (return_errors and isinstance(reply, ServerReplyError)):
+            raise reply
+    return replies
+
+
+__all__ = ["Argument", "Command", "Redis"]
