@@ -13,6 +13,7 @@ from aegis.config import DatabaseConfig
 from aegis.database import MIGRATIONS, Database, UpsertResult
 from aegis.embedded import EmbeddedPostgres
 from aegis.errors import (
+    CommitOutcomeUnknownError,
     DatabaseLostError,
     DatabaseUnavailableError,
     MigrationError,
@@ -102,12 +103,19 @@ async def test_cancellation_loses_no_slot(db):
             assert db.stats().total <= 3
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(result, asyncio.CancelledError) for result in results)
+    acquired = db.stats().acquired
     sleepers = [asyncio.create_task(db.execute("select pg_sleep(5)")) for _ in range(3)]
-    while db.stats().active < 3:  # noqa: ASYNC110 - a condition, not a time
+    while db.stats().acquired < acquired + 3:  # noqa: ASYNC110 - a condition, not a time
         await asyncio.sleep(0.001)
     for task in sleepers:
         task.cancel()
+    dirty = db.stats().closed_dirty
     await asyncio.gather(*sleepers, return_exceptions=True)
+    assert db.stats().closed_dirty == dirty + 3
+    asleep = "select count(*) from pg_stat_activity where query = 'select pg_sleep(5)' and state = 'active'"
+    async with asyncio.timeout(3):  # the server gives up too, long before the five seconds
+        while await db.fetch_value(asleep):  # noqa: ASYNC110 - the condition is in the server
+            await asyncio.sleep(0.02)
     assert await asyncio.gather(*(db.fetch_value("select 1") for _ in range(9))) == [1] * 9
     stats = db.stats()
     assert (stats.active, stats.waiting) == (0, 0)
@@ -148,7 +156,53 @@ async def test_an_open_transaction_never_returns_to_the_pool(db, caplog):
     await db.execute("begin")
     assert "inside a transaction" in caplog.text
     assert db.stats().closed_dirty == 1
-    assert await db.fetch_value("select pg_current_xact_id_if_assigned() is null")
+    assert db.stats().total == 0
+
+
+async def test_a_server_process_killed_during_commit_leaves_an_unknown_outcome(db, postgres_server):
+    """Killed while COMMIT runs: the caller gets its own class of error, and the pool is whole."""
+    await db.execute("create table d (x int)")
+    await db.execute("create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(9); end'")
+    await db.execute(
+        "create constraint trigger t after insert on d deferrable initially deferred "
+        "for each row execute function slow()"
+    )
+    calls = 0
+
+    async def insert(tx) -> None:
+        nonlocal calls
+        calls += 1
+        await tx.execute("insert into d values (1)")
+
+    job = asyncio.create_task(db.run_tx(insert))
+    killer = "select count(pg_terminate_backend(pid)) from pg_stat_activity where query = 'commit' and state = 'active'"
+    async with Database(config_of(postgres_server)) as other:
+        while not await other.fetch_value(killer):  # noqa: ASYNC110 - the condition is in the server
+            await asyncio.sleep(0.01)  # polls the server
+    with pytest.raises(CommitOutcomeUnknownError):
+        await job
+    assert calls == 1
+    assert await db.fetch_value("select count(*) from d") == 0
+    assert db.stats().active == 0
+
+
+async def test_a_callers_own_error_passes_through_a_transaction(db):
+    """An OSError of the block is not mistaken for a lost connection, and costs no connection."""
+    opened = db.stats().opened
+    with pytest.raises(ConnectionResetError, match="mine"):
+        async with db.transaction():
+            raise ConnectionResetError("mine")
+    assert await db.ping() > 0
+    assert db.stats().opened == opened
+
+
+async def test_an_old_connection_is_replaced_at_hand_out(postgres_server):
+    """Beyond its lifetime a connection is not handed out again."""
+    async with Database(config_of(postgres_server, max_conn_lifetime=0.05)) as db:
+        first = await db.fetch_value("select pg_backend_pid()")
+        while await db.fetch_value("select pg_backend_pid()") == first:  # noqa: ASYNC110 - a condition
+            await asyncio.sleep(0.01)
+        assert db.stats().closed_by_lifetime >= 1
 
 
 async def test_a_killed_connection_is_replaced(db):

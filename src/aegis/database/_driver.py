@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from aegis.config import DatabaseConfig
-from aegis.errors import DatabaseLostError, DatabaseUnavailableError, QueryError
+from aegis.errors import DatabaseError, DatabaseLostError, DatabaseUnavailableError, QueryError
 
 Conn = Any  # asyncpg ships no types; its connection stays inside this room
 
@@ -31,7 +31,12 @@ async def connect(config: DatabaseConfig) -> Conn:
     Raises:
         DatabaseUnavailableError: names the address and the cause, never the password.
     """
-    settings = {"application_name": "aegis", "statement_timeout": str(int(config.statement_timeout * 1000))}
+    settings = {
+        "application_name": "aegis",
+        "statement_timeout": str(int(config.statement_timeout * 1000)),
+        # We close the socket of a cancelled statement; the server (14 and later) looks for that while it works.
+        "client_connection_check_interval": "250",
+    }
     if config.url is not None:
         where: dict[str, Any] = {"dsn": config.url.get_secret_value()}
     else:
@@ -48,11 +53,15 @@ async def connect(config: DatabaseConfig) -> Conn:
 
 
 @contextmanager
-def translated(address: str) -> Iterator[None]:
-    """Raise the driver's errors as ours, with the original chained."""
+def translated(conn: Conn, address: str) -> Iterator[None]:
+    """Raise the driver's errors as ours, with the original chained; a caller's own errors pass untouched."""
     try:
         yield
+    except DatabaseError:
+        raise  # ours already; DatabaseLostError is an OSError too and must not be translated twice
     except (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, asyncpg.CrashShutdownError, OSError) as exc:
+        if isinstance(exc, OSError) and not conn.is_closed():
+            raise  # the caller's, say from the iterator that feeds COPY
         raise DatabaseLostError(address, str(exc) or type(exc).__name__) from exc
     except asyncpg.PostgresError as exc:
         raise QueryError(str(exc.sqlstate), str(exc)) from exc

@@ -90,7 +90,7 @@ class Transaction(Queries):
 
     @asynccontextmanager
     async def _conn(self) -> AsyncIterator[Conn]:
-        with translated(self._address):
+        with translated(self._connection, self._address):
             yield self._connection
 
     async def upsert(
@@ -122,14 +122,20 @@ class Database(Queries):
 
     @asynccontextmanager
     async def _conn(self) -> AsyncIterator[Conn]:
+        async with self._borrowed() as conn:
+            with translated(conn, self._address):
+                yield conn
+
+    @asynccontextmanager
+    async def _borrowed(self) -> AsyncIterator[Conn]:
+        """A connection whose block may raise the caller's own errors, which are not translated."""
         lease = await self._pool.acquire()
         broken = True  # until proven otherwise: cancelled or timed out in a statement
         try:
-            with translated(self._address):
-                yield lease.conn
+            yield lease.conn
             broken = False
-        except DatabaseError:
-            broken = False  # the server answered, or the connection is closed, which release sees
+        except Exception:
+            broken = False  # no statement was interrupted; release sees a closed connection or an open transaction
             raise
         finally:
             self._pool.release(lease, broken=broken)
@@ -145,19 +151,21 @@ class Database(Queries):
             CommitOutcomeUnknownError: the connection was lost during COMMIT.
         """
         modes = f"{isolation}{' read only' if readonly else ''}{' deferrable' if deferrable else ''}"
-        async with self._conn() as conn:
-            await conn.execute(f"begin isolation level {modes}")
+        async with self._borrowed() as conn:
+            with translated(conn, self._address):
+                await conn.execute(f"begin isolation level {modes}")
             try:
                 yield Transaction(conn, self._address)
             except Exception:
                 if not conn.is_closed():
-                    await conn.execute("rollback")
+                    with translated(conn, self._address):
+                        await conn.execute("rollback")
                 raise
             await self._commit(conn)
 
     async def _commit(self, conn: Conn) -> None:
         try:
-            with translated(self._address):
+            with translated(conn, self._address):
                 tag = await conn.execute("commit")
         except DatabaseLostError as exc:
             raise CommitOutcomeUnknownError(exc.address, exc.cause) from exc

@@ -105,7 +105,7 @@ async def migrate(conn: Conn, path: str | Path, lock_timeout_s: float) -> list[s
 
 async def _apply(conn: Conn, file: _File) -> None:
     try:
-        with translated("the migrated server"):
+        with translated(conn, "the migrated server"):
             async with conn.transaction():
                 await conn.execute("set local statement_timeout = 0")  # an index takes as long as it takes
                 await conn.execute(file.sql)
