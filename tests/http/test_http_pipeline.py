@@ -23,6 +23,7 @@ from aegis.errors import (
     HttpTimeoutError,
     RateLimitTimeoutError,
     ThrottledError,
+    UnauthorizedError,
 )
 from aegis.http import BreakerPolicy, HttpClient, Ok, Profile, Reauth, RetryPolicy, Throttled
 
@@ -193,6 +194,10 @@ async def test_renewed_credentials_are_tried_once_with_a_new_permit(server, http
     assert (await client.get(server.url, headers={"Authorization": "Bearer old-token"})).content == b"ok"
     assert b"fresh-token" in server.requests[1]
     assert limiter.permits == 2
+    server.steps = [answer(500, b"stale")] * 3
+    with pytest.raises(UnauthorizedError):
+        await client.get(server.url)
+    assert limiter.permits == len(server.requests) == 4
 
 
 async def test_the_breaker_opens_before_a_permit_is_spent_and_a_limiter_refusal_is_no_failure(server, http):
