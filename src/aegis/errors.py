@@ -309,3 +309,18 @@ class MigrationError(DatabaseError):
 
     def __str__(self) -> str:
         return f"migration {self.file}: {self.reason}"
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+class DemoError(AegisError):
+    """A process of the demo failed or fell silent. Everything that was started has been ended."""
+
+    def __init__(self, process: str, reason: str, log: str = "") -> None:
+        super().__init__(process, reason, log)
+        self.process, self.reason, self.log = process, reason, log
+
+    def __str__(self) -> str:
+        tail = f"; its last words: {self.log}" if self.log else ""
+        return f"the {self.process} failed: {self.reason}{tail}"
