@@ -137,6 +137,43 @@ class RateLimitTimeoutError(AegisError, TimeoutError):
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 
+class CacheError(AegisError):
+    """What the cache itself raises; an outage of Redis is not among it unless you ask for that (`on_outage`)."""
+
+
+class CacheTypeError(CacheError, TypeError):
+    """The value of `key` cannot be stored: msgspec cannot encode it, or it is not of the declared type."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+    def __str__(self) -> str:
+        return f"cache key {self.key!r}: {self.reason}"
+
+
+class LoadTimeoutError(CacheError, TimeoutError):
+    """The loader of `key` did not return in time; it was cancelled, and the key is free for another load."""
+
+    def __init__(self, key: str, timeout_s: float) -> None:
+        super().__init__(key, timeout_s)
+        self.key, self.timeout_s = key, timeout_s
+
+    def __str__(self) -> str:
+        return f"the loader of cache key {self.key!r} did not return within {self.timeout_s:g} s"
+
+
+class LoadFailedError(CacheError):
+    """The loader of `key` failed in another process, with an error that this one cannot rebuild, or was cancelled."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+    def __str__(self) -> str:
+        return f"the load of cache key {self.key!r} failed: {self.reason}"
+
+
 # --- pub/sub ----------------------------------------------------------------------------------------------------------
 
 
@@ -309,6 +346,21 @@ class MigrationError(DatabaseError):
 
     def __str__(self) -> str:
         return f"migration {self.file}: {self.reason}"
+
+
+# --- upstream ---------------------------------------------------------------------------------------------------------
+
+
+class ReplayError(AegisError, ValueError):
+    """A file of daily bars cannot be replayed: which file, which line (0: the file as a whole), what was expected."""
+
+    def __init__(self, path: str, line: int, expected: str) -> None:
+        super().__init__(path, line, expected)
+        self.path, self.line, self.expected = path, line, expected
+
+    def __str__(self) -> str:
+        place = f"{self.path}, line {self.line}" if self.line else self.path
+        return f"cannot replay {place}: expected {self.expected}"
 
 
 # --- demo -------------------------------------------------------------------------------------------------------------
