@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
+
+import hiredis
 
 from aegis.backoff import Backoff
 from aegis.config import RedisConfig
@@ -20,6 +23,8 @@ from aegis.redis._link import Link, open_link, pack
 
 log = logging.getLogger("aegis.redis")
 
+#: Stands for the connection's own id in a `setup` command (CLIENT TRACKING ON REDIRECT <own id>).
+OWN_ID = "{own client id}"
 _PING_EVERY_S = 1.0
 _PING_TIMEOUT_S = 1.0
 
@@ -29,7 +34,8 @@ class Feed:
     Subscriptions that survive reconnection.
 
     `on_message(channel, payload)` gets every message; `on_up()` is called after every (re)subscription, `on_down(why)`
-    whenever messages may have been missed from now on.
+    whenever messages may have been missed from now on. `on_heard(sent_at)` is called after each answered PING with the
+    monotonic time at which that was sent: whatever the server had pushed before it has been delivered.
     """
 
     def __init__(
@@ -40,9 +46,10 @@ class Feed:
         on_down: Callable[[str], None],
         *,
         setup: Iterable[tuple[str | bytes | int, ...]] = (),
+        on_heard: Callable[[float], None] | None = None,
     ) -> None:
         self._config, self._on_message, self._on_up, self._on_down = config, on_message, on_up, on_down
-        self._setup = tuple(setup)
+        self._setup, self._on_heard = tuple(setup), on_heard
         self._channels: set[bytes] = set()
         self._acks: dict[bytes, list[asyncio.Future[None]]] = {}
         self._link: Link | None = None
@@ -102,8 +109,7 @@ class Feed:
     async def _serve_one_link(self) -> None:
         link = await open_link(self._config, self._lost, self._push)
         try:
-            for command in self._setup:
-                await link.send(pack(command))
+            await self._set_up(link)
             self._link = link
             if self._channels:
                 link.write(pack(("SUBSCRIBE", *self._channels)))
@@ -113,14 +119,27 @@ class Feed:
             self._link = None
             link.abort("feed ended")
 
+    async def _set_up(self, link: Link) -> None:
+        for command in self._setup:
+            parts = command
+            if OWN_ID in command:
+                own_id = await link.send(pack(("CLIENT", "ID")))
+                parts = tuple(own_id if part == OWN_ID else part for part in command)
+            reply = await link.send(pack(parts))
+            if isinstance(reply, hiredis.ReplyError):
+                raise RedisUnavailableError(self._config.address, f"{command[0]} {command[1]} refused: {reply}")
+
     async def _watch(self, link: Link) -> None:
         """Return when the link is lost or does not answer."""
         while not self._lost_event.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._lost_event.wait(), _PING_EVERY_S)
                 return
+            sent_at = time.monotonic()
             try:
                 await asyncio.wait_for(link.send(pack(("PING",))), _PING_TIMEOUT_S)
+                if self._on_heard is not None:
+                    self._on_heard(sent_at)
             except (TimeoutError, ConnectionResetError):
                 link.abort("no answer to PING")
                 return
