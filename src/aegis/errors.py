@@ -29,6 +29,17 @@ class ClosedError(AegisError):
         return f"{self.what} is not open; use it inside its `async with`"
 
 
+class PortTakenError(AegisError, OSError):
+    """A port that we were told to listen on cannot be had. `port` 0 would take any free one."""
+
+    def __init__(self, what: str, port: int, reason: str) -> None:
+        super().__init__(what, port, reason)
+        self.what, self.port, self.reason = what, port, reason
+
+    def __str__(self) -> str:
+        return f"the {self.what} cannot listen on port {self.port}: {self.reason}; choose another, or 0 for a free one"
+
+
 # --- config -----------------------------------------------------------------------------------------------------------
 
 
@@ -95,6 +106,13 @@ class ServerLostError(RedisError, ConnectionError):
 
     def __str__(self) -> str:
         return f"connection to Redis at {self.address} was lost during {self.command}: {self.cause}; outcome unknown"
+
+
+class ReplyTimeoutError(ServerLostError, TimeoutError):
+    """The command was sent and no reply came in time: whether it was or will be executed is unknown. Not re-sent."""
+
+    def __str__(self) -> str:
+        return f"Redis at {self.address} did not answer {self.command}: {self.cause}; outcome unknown"
 
 
 class ServerReplyError(RedisError):

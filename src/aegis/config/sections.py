@@ -67,8 +67,10 @@ class RedisConfig(Section):
     client_name: str = var("aegis", "name of our connections in CLIENT LIST")
     connect_timeout: PositiveDuration = var(2.0, "longest wait for a connection, its TLS and its login together")
     command_timeout: PositiveDuration = var(5.0, "longest wait for one reply, from the moment the command is given")
+    hang_timeout: PositiveDuration = var(2.0, "longest silence of the server while a reply is due; then we reconnect")
     max_in_flight: PositiveInt = var(65_536, "most commands in flight on one connection; further callers wait")
     max_in_flight_bytes: Size = var(64 * 1024 * 1024, "most bytes of commands in flight; further callers wait")
+    max_reply_bytes: Size = var(512 * 1024 * 1024, "largest reply accepted; a larger one closes the connection")
 
     @model_validator(mode="before")
     @classmethod

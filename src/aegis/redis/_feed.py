@@ -19,7 +19,8 @@ import hiredis
 from aegis.backoff import Backoff
 from aegis.config import RedisConfig
 from aegis.errors import RedisUnavailableError
-from aegis.redis._link import Link, open_link, pack
+from aegis.redis._link import Link, pack
+from aegis.redis._open import open_link
 
 log = logging.getLogger("aegis.redis")
 

@@ -1,78 +1,335 @@
 """
 One multiplexed connection: commands of all tasks leave in one write per loop turn, replies resolve futures in order.
 
-States: new -> open -> closed; a link is never reopened, its owner makes another. The protocol object owns the socket
-and the queue of futures; only `data_received` and `connection_lost` resolve them.
+States: new -> open -> closing -> closed; a link is never reopened, its owner makes another. The protocol object owns
+the socket and the queue of futures. Only a reply, the end of the link, or the watch (time over) resolves a future; one
+that its caller has cancelled keeps its place in the queue, and its reply is thrown away when it comes.
+
+What a command costs: one future, one `pack`, three appends. Everything else is paid per write (a *batch*: when it left,
+where it ends, its bytes) or per tick of the watch: there is no timer and no record per command.
+
+Rejected: a pool (a checkout and a write per command), a lock around write and read (serialises the tasks),
+`data_received` (allocates 256 KiB per read, where a `BufferedProtocol` reads into one buffer that it keeps).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ssl
+from asyncio import Future
 from collections import deque
 from collections.abc import Callable
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import hiredis
 
-from aegis.config import RedisConfig
-from aegis.errors import RedisUnavailableError
+from aegis.redis._stats import Counters
 
 #: hiredis types its argument as a tuple of one element; it takes any length.
 pack: Callable[[tuple[Any, ...]], bytes] = cast("Any", hiredis.pack_command)
 Reply = Any  #: bytes, int, list, None, or hiredis.ReplyError inside a list
 
+_BUFFER_BYTES = 128 * 1024
+_MORE: Any = object()  #: what hiredis returns while a reply is incomplete; `False` would be a RESP3 value
+#: First words of what arrives unasked on a RESP2 connection that subscribes.
+_PUSHES = frozenset(
+    {b"message", b"pmessage", b"smessage", b"subscribe", b"unsubscribe", b"psubscribe", b"punsubscribe",
+     b"ssubscribe", b"sunsubscribe"}
+)  # fmt: skip
 
-class Link(asyncio.Protocol):
-    """One open connection. `send` never blocks; futures get the raw reply, a `hiredis.ReplyError` included."""
 
-    def __init__(self, on_lost: Callable[[str], None], on_push: Callable[[list[Any]], None] | None = None) -> None:
-        self._reader = hiredis.Reader()
-        self._waiting: deque[asyncio.Future[Reply]] = deque()
-        self._out: list[bytes] = []
+class LinkLostError(ConnectionResetError):
+    """The link ended before the reply came; `sent` is False when the command was never written. Internal."""
+
+    def __init__(self, reason: str, *, sent: bool) -> None:
+        super().__init__(reason)
+        self.sent = sent
+
+
+class ReplyLateError(TimeoutError):
+    """The command's time is over; the command is in flight and its reply will be thrown away. Internal."""
+
+
+class Waiter(Protocol):
+    """What stands in the queue: a future, or a block that collects several replies for one."""
+
+    def set_result(self, reply: Reply, /) -> None: ...
+    def set_exception(self, exc: BaseException, /) -> None: ...
+    def done(self) -> bool: ...
+
+
+class Patient:
+    """A future with a deadline of its own, beyond the default one: the watch's verdict does not touch it."""
+
+    __slots__ = ("done", "future", "set_result")
+
+    def __init__(self, future: Future[Reply]) -> None:
+        self.future, self.done, self.set_result = future, future.done, future.set_result
+
+    def set_exception(self, exc: BaseException) -> None:
+        """Fail the future, unless for lateness."""
+        if type(exc) is not ReplyLateError:
+            self.future.set_exception(exc)
+
+
+class Block:
+    """Several commands written as one: collects their replies and gives them to one future as a list."""
+
+    __slots__ = ("_missing", "_patient", "_replies", "future")
+
+    def __init__(self, future: Future[Reply], count: int, *, patient: bool) -> None:
+        self.future, self._missing, self._patient = future, count, patient
+        self._replies: list[Reply] = []
+
+    def done(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.future.done()
+
+    def set_result(self, reply: Reply) -> None:
+        """One more reply."""
+        self._replies.append(reply)
+        self._missing -= 1
+        if not self._missing and not self.future.done():
+            self.future.set_result(self._replies)
+
+    def set_exception(self, exc: BaseException) -> None:
+        """The rest will not come, or too late."""
+        if not self.future.done() and not (self._patient and type(exc) is ReplyLateError):
+            self.future.set_exception(exc)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds of one link, in seconds and bytes."""
+
+    command_timeout_s: float = 5.0
+    hang_timeout_s: float = 2.0
+    in_flight_max: int = 65_536
+    in_flight_bytes_max: int = 64 * 1024 * 1024
+    reply_bytes_max: int = 512 * 1024 * 1024
+    idle_ping: bool = False
+
+    @property
+    def tick_s(self) -> float:
+        """How often the watch looks: often enough that its lateness stays below an eighth of the shortest bound."""
+        return max(min(0.25, self.hang_timeout_s / 8, self.command_timeout_s / 8), 0.005)
+
+
+class Link(asyncio.BufferedProtocol):
+    """
+    One open connection. `send` never blocks; futures get the raw reply, a `hiredis.ReplyError` included.
+
+    `full` says that a bound is reached; the link still takes what it is given, so owners look first. `on_room` is
+    called when it is no longer full, `on_lost(reason)` once at its end.
+    """
+
+    def __init__(
+        self,
+        on_lost: Callable[[str], None],
+        on_push: Callable[[list[Any]], None] | None = None,
+        *,
+        on_room: Callable[[], None] | None = None,
+        limits: Limits = Limits(),
+        counters: Counters | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._on_lost, self._on_push = on_lost, on_push
+        self._now = self._loop.time
+        self._on_lost, self._on_push, self._on_room = on_lost, on_push, on_room
+        self.limits, self._counters = limits, counters or Counters()
+        self._reader = hiredis.Reader(notEnoughData=_MORE)
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._transport: asyncio.Transport | None = None
-        self._scheduled = False
+        self._waiting: deque[Waiter] = deque()
+        self._out: list[bytes] = []
+        self._batches: deque[tuple[int, float, int]] = deque()  # (sequence number of its end, loop time, bytes)
+        self._replied = 0  # sequence number of the last reply
+        self._written = 0  # sequence number of the last command that was written
+        self._expired = 0  # up to here (a sequence number) the watch has failed what was too old
+        self._bytes_in_flight = 0  # written and queued
+        self._partial_bytes = 0  # of the reply that is still incomplete
+        self._heard_at = self._sent_at = self._now()
+        self._unsent_bytes = 0  # in the transport's buffer at the last tick
+        self._watch: asyncio.TimerHandle | None = None
+        self._tick_due, self._overslept = 0.0, False
+        self._retiring = False
+        self._patient_until: Callable[[], float] = float  # see `be_patient`
+        self.full = False
         self.closed_because = ""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment] # asyncio hands a Transport to a stream protocol
+    def __repr__(self) -> str:
+        state = "closed" if self._transport is None else "closing" if self.closed_because else "open"
+        return f"<Link {state} in_flight={len(self._waiting)} bytes={self._bytes_in_flight}>"
 
-    def send(self, packed: bytes) -> asyncio.Future[Reply]:
-        """Queue one packed command; the future gets its reply, or ConnectionResetError when the link dies first."""
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        self._waiting.append(future)
-        self.write(packed)
+    @property
+    def in_flight(self) -> int:
+        """Commands whose replies have not come."""
+        return len(self._waiting)
+
+    # --- sending ---
+
+    def send(self, packed: bytes) -> Future[Reply]:
+        """Queue one packed command; the future gets its reply, or LinkLostError when the link dies first."""
+        future: Future[Reply] = Future(loop=self._loop)
+        self.enqueue(packed, future)
         return future
 
+    def enqueue(self, packed: bytes, waiter: Waiter, count: int = 1) -> None:
+        """Queue `count` packed commands for a waiter that exists already; it gets each of their replies."""
+        for _ in range(count):
+            self._waiting.append(waiter)
+        self.write(packed)
+
     def write(self, packed: bytes) -> None:
-        """Queue bytes that have no reply of their own (SUBSCRIBE in push mode)."""
-        self._out.append(packed)
-        if not self._scheduled:
-            self._scheduled = True
+        """Queue bytes; on their own only for what has no reply of its own (SUBSCRIBE in push mode)."""
+        if not self._out:
             self._loop.call_soon(self._flush)
+        self._out.append(packed)
+        self._bytes_in_flight += len(packed)
+        limits = self.limits
+        if len(self._waiting) >= limits.in_flight_max or self._bytes_in_flight >= limits.in_flight_bytes_max:
+            self.full = True
 
     def _flush(self) -> None:
-        self._scheduled = False
-        if self._transport is not None and self._out:
-            self._transport.write(b"".join(self._out))
-        self._out.clear()
+        transport, out = self._transport, self._out
+        if transport is None:
+            return self._fail_all()
+        if self.closed_because:
+            return None  # it will be lost in a moment; what stands in `_out` then counts as never sent
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        self._sent_at = now = self._now()
+        in_flight = len(self._waiting)
+        self._written = self._replied + in_flight
+        self._batches.append((self._written, now, len(data)))
+        counters = self._counters
+        counters.bytes_sent += len(data)
+        if in_flight > counters.in_flight_max:  # noqa: PLR1730 - three times as fast as max(), and once per write
+            counters.in_flight_max = in_flight
+        transport.write(data)
+        return None
 
-    def data_received(self, data: bytes) -> None:
-        reader, waiting = self._reader, self._waiting
+    # --- receiving ---
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        """Where the loop shall put what it reads: the same buffer each time."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Resolve what the bytes answer."""
+        reader = self._reader
+        gets, take, replied = reader.gets, self._waiting.popleft, 0
         try:
-            reader.feed(data)
-            while (reply := reader.gets()) is not False:
-                if self._on_push is not None and type(reply) is list and reply and reply[0] in _PUSHES:
-                    self._on_push(reply)
-                    continue
-                future = waiting.popleft()
-                if not future.done():
-                    future.set_result(reply)
-        except (hiredis.ProtocolError, IndexError) as exc:
+            reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type] # it takes any buffer
+            if self._on_push is not None:
+                replied = self._route_pushes(self._on_push)
+            else:
+                while (reply := gets()) is not _MORE:
+                    waiter = take()
+                    replied += 1
+                    try:  # noqa: SIM105 - a try costs nothing here, a context manager half a microsecond
+                        waiter.set_result(reply)
+                    except asyncio.InvalidStateError:
+                        pass  # cancelled or late: nobody wants it
+        except hiredis.ProtocolError as exc:
             self.abort(f"malformed reply: {exc}")
+        except IndexError:
+            self.abort("malformed reply: one more than there were commands")
+        self._account(nbytes, replied)
+
+    def _route_pushes(self, on_push: Callable[[list[Any]], None]) -> int:
+        gets, replied = self._reader.gets, 0
+        while (reply := gets()) is not _MORE:
+            if type(reply) is list and reply and type(reply[0]) is bytes and reply[0] in _PUSHES:
+                on_push(reply)
+                continue
+            waiter = self._waiting.popleft()
+            replied += 1
+            if not waiter.done():
+                waiter.set_result(reply)
+        return replied
+
+    def _account(self, nbytes: int, replied: int) -> None:
+        self._heard_at = now = self._now()
+        counters, batches = self._counters, self._batches
+        counters.bytes_received += nbytes
+        if replied or self._on_push is not None:
+            self._partial_bytes = 0
+            counters.commands += replied
+            self._replied += replied
+            before = self._replied - replied
+            while batches and batches[0][0] <= self._replied:
+                end, sent_at, size = batches.popleft()
+                self._bytes_in_flight -= size
+                counters.answered(end - before, now - sent_at)
+                before = end
+            if self.full:
+                self._make_room()
+        else:
+            self._partial_bytes += nbytes
+            if self._partial_bytes > self.limits.reply_bytes_max and self._on_push is None:
+                self.abort(f"a reply is larger than {self.limits.reply_bytes_max} bytes")
+
+    def _make_room(self) -> None:
+        limits = self.limits
+        if len(self._waiting) < limits.in_flight_max and self._bytes_in_flight < limits.in_flight_bytes_max:
+            self.full = False
+            if self._on_room is not None:
+                self._on_room()
+
+    # --- the watch ---
+
+    def be_patient(self, until: Callable[[], float]) -> None:
+        """`until()` gives the loop time before which silence is no reason to give the link up."""
+        self._patient_until = until
+
+    def _tick(self) -> None:
+        limits, now = self.limits, self._now()
+        self._watch = self._loop.call_later(limits.tick_s, self._tick)
+        late, self._tick_due = now - self._tick_due > limits.tick_s, now + limits.tick_s
+        if late and not self._overslept:
+            self._overslept = True
+            return  # it is our loop that was busy: replies may lie in the socket, so look once more first
+        self._overslept = False
+        self._expire_older_than(now - limits.command_timeout_s)
+        unsent_bytes = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if unsent_bytes < self._unsent_bytes:
+            self._heard_at = now  # a large command is on its way: the server takes bytes, it is alive
+        self._unsent_bytes = unsent_bytes
+        if self._waiting and self._batches:
+            silent_since = max(self._heard_at, self._batches[0][1])
+            if now - silent_since >= limits.hang_timeout_s and now >= self._patient_until():
+                self.abort(f"the server is silent since {now - silent_since:.1f} s")
+        elif self._retiring and not self._waiting:
+            self.abort("replaced by another connection")
+        elif limits.idle_ping and now - max(self._heard_at, self._sent_at) >= limits.hang_timeout_s / 4:
+            self.send(_PING)
+
+    def _expire_older_than(self, sent_before: float) -> None:
+        """Fail what was sent before; it keeps its place in the queue. Looks at each command once."""
+        end = 0
+        for batch_end, sent_at, _ in self._batches:
+            if sent_at > sent_before:
+                break
+            end = batch_end
+        if end <= self._expired:
+            return
+        first = max(self._expired, self._replied) - self._replied
+        self._expired = end
+        for waiter in list(self._waiting)[first : end - self._replied]:
+            if not waiter.done():
+                waiter.set_exception(ReplyLateError())
+
+    # --- beginning and end ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is open (and TLS spoken)."""
+        self._transport = transport  # type: ignore[assignment] # asyncio hands a Transport to a stream protocol
+        self._tick_due = self._now() + self.limits.tick_s
+        self._watch = self._loop.call_at(self._tick_due, self._tick)
+
+    def retire(self) -> None:
+        """Close as soon as everything in flight has been answered; the owner has another link."""
+        self._retiring = True
 
     def abort(self, reason: str) -> None:
         """Drop the connection now; everything in flight fails with `reason`."""
@@ -81,72 +338,22 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is gone: tell the owner, then fail what is in flight."""
         self.closed_because = self.closed_because or (str(exc) if exc else "closed by the server")
         self._transport = None
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(ConnectionResetError(self.closed_because))
+        if self._watch is not None:
+            self._watch.cancel()
         self._on_lost(self.closed_because)
+        self._fail_all()
+
+    def _fail_all(self) -> None:
+        self._out.clear()
+        self._batches.clear()
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            self._replied += 1
+            if not waiter.done():
+                waiter.set_exception(LinkLostError(self.closed_because, sent=self._replied <= self._written))
 
 
-#: First words of what arrives unasked on a RESP2 connection that subscribes.
-_PUSHES = frozenset(
-    {b"message", b"pmessage", b"smessage", b"subscribe", b"unsubscribe", b"psubscribe", b"punsubscribe",
-     b"ssubscribe", b"sunsubscribe"}
-)  # fmt: skip
-
-
-async def open_link(
-    config: RedisConfig, on_lost: Callable[[str], None], on_push: Callable[[list[Any]], None] | None = None
-) -> Link:
-    """
-    Connect, log in, select the database and name the connection, all within `config.connect_timeout`.
-
-    Raises:
-        RedisUnavailableError: refused, not found, too slow, or the server refused the login.
-    """
-    loop = asyncio.get_running_loop()
-    link = Link(on_lost, on_push)
-    try:
-        async with asyncio.timeout(config.connect_timeout):
-            if config.socket:
-                await loop.create_unix_connection(lambda: link, config.socket)
-            else:
-                context = _tls_context(config) if config.tls else None
-                await loop.create_connection(lambda: link, config.host, config.port, ssl=context)
-            await _log_in(link, config)
-    except TimeoutError as exc:
-        link.abort("connect timeout")
-        raise RedisUnavailableError(config.address, f"no answer within {config.connect_timeout:g} s") from exc
-    except (OSError, ssl.SSLError) as exc:
-        link.abort("connect failed")
-        raise RedisUnavailableError(config.address, str(exc)) from exc
-    except BaseException:
-        link.abort("connect abandoned")
-        raise
-    return link
-
-
-async def _log_in(link: Link, config: RedisConfig) -> None:
-    commands: list[tuple[str | int, ...]] = []
-    if config.password is not None:
-        user = (config.username,) if config.username else ()
-        commands.append(("AUTH", *user, config.password.get_secret_value()))
-    if config.db:
-        commands.append(("SELECT", config.db))
-    commands.append(("CLIENT", "SETNAME", config.client_name))
-    commands.append(("PING",))
-    replies = await asyncio.gather(*(link.send(pack(command)) for command in commands))
-    for command, reply in zip(commands, replies, strict=True):
-        if isinstance(reply, hiredis.ReplyError) and command[0] != "CLIENT":
-            with contextlib.suppress(Exception):
-                link.abort("login refused")
-            raise RedisUnavailableError(config.address, f"{command[0]} refused: {reply}")
-
-
-def _tls_context(config: RedisConfig) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=config.tls_ca_file)
-    if config.tls_cert_file and config.tls_key_file:
-        context.load_cert_chain(config.tls_cert_file, config.tls_key_file)
-    return context
+_PING = pack(("PING",))

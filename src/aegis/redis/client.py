@@ -1,52 +1,82 @@
 """
 The shared connection to Redis: `execute` for commands, `run` for scripts, `raw` for everything exotic.
 
-One link per object; a lost link fails what was in flight with `ServerLostError` and the next command makes a new one.
+`execute` is the hot path of everything above it, so it is written for few steps: it packs, queues on the link and
+awaits one future. Everything that is not the ordinary case (no link, no room, a timeout above the default) takes the
+second path, through the backlog of `SteadyLink`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from asyncio import Future
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
-import hiredis
 import redis.asyncio
+from hiredis import ReplyError
 
 from aegis.config import RedisConfig
-from aegis.errors import ClosedError, ServerLostError, ServerReplyError
-from aegis.redis._link import Link, Reply, open_link, pack
+from aegis.errors import (
+    ClosedError,
+    RedisUnavailableError,
+    ReplyTimeoutError,
+    ServerLostError,
+    ServerReplyError,
+)
+from aegis.redis._link import Block, LinkLostError, Reply, ReplyLateError, pack
+from aegis.redis._raw import make_raw
 from aegis.redis._script import Script
+from aegis.redis._shared import Argument, Command, check_shareable, command_name, harmless
+from aegis.redis._stats import Counters, RedisStats
+from aegis.redis._steady import NeverSentError, SteadyLink
 
-Argument = str | bytes | int | float
-Command = Sequence[Argument]
+_PIPELINE_CHUNK = 1000  #: commands of a pipeline that are queued as one
 
 
 class Redis:
     """
-    A connection that all tasks share.
+    A connection that all tasks of one event loop share. Use it with `async with`; close it, not what is built on it.
+
+    What happens when something goes wrong, and what is known afterwards:
+
+    - refused, not found, wrong password, wrong database, TLS not accepted, still LOADING: `async with` raises
+      `RedisUnavailableError` with address and cause, at once; no connection is left. Nothing was sent.
+    - lost later (reset, closed, killed, restarted): commands in flight raise `ServerLostError`, their outcome is
+      unknown and they are not sent again, except those marked `idempotent`. One task of this object reconnects,
+      with jittered back-off up to 1 s and without end. Commands given meanwhile, and those that had not been written,
+      are sent afterwards; one whose time passes first raises `RedisUnavailableError`: it was not sent.
+    - hung or half-open (packets vanish, the process is stopped): when a reply is due and nothing has come for
+      `REDIS_HANG_TIMEOUT` (2 s), the connection counts as lost. An idle connection is asked with a PING, so it is
+      noticed there, too. Only a command given a `timeout` above REDIS_COMMAND_TIMEOUT makes it wait longer.
+    - no reply in time although the connection lives: `ReplyTimeoutError`, outcome unknown; the reply is thrown away.
+    - a reply that is malformed or above `REDIS_MAX_REPLY_BYTES` closes the connection: as lost, with that cause.
+    - the server refuses (`WRONGTYPE`, `OOM`, `LOADING`, ...): `ServerReplyError` with `code`; no effect. `READONLY`
+      also replaces the connection, because after a failover the same name may lead to the new primary.
+    - the caller is cancelled: a command not yet written is never sent; one in flight keeps its place and its reply is
+      thrown away, so nobody ever gets another's reply.
+    - `close`: in flight raises `ServerLostError`, not yet sent raises `ClosedError`.
 
     Disabled (`REDIS_ENABLED=false`), it does no I/O: `execute` and `run` give None, `ping` gives 0.0.
     """
 
     def __init__(self, config: RedisConfig | None = None) -> None:
         self.config = config or RedisConfig()
-        self._link: Link | None = None
-        self._connecting: asyncio.Lock = asyncio.Lock()
-        self._open = False
+        self._counters = Counters()
+        self._steady = SteadyLink(self.config, self._counters)
         self._raw: redis.asyncio.Redis | None = None
         self._on_close: list[Callable[[], Awaitable[None]]] = []
 
+    def __repr__(self) -> str:
+        return f"<Redis {self.config.address} {self._state}>"
+
+    # --- opening and closing ---
+
     async def __aenter__(self) -> Self:
-        self._open = True
         if self.enabled:
-            try:
-                await self.ping()
-            except BaseException:
-                await self.close()
-                raise
+            await self._steady.open()
         return self
 
     async def __aexit__(
@@ -58,13 +88,6 @@ class Redis:
     def enabled(self) -> bool:
         """False when REDIS_ENABLED=false: every feature is a no-op."""
         return self.config.enabled
-
-    async def close(self) -> None:
-        """End what works in the background on this connection (`on_close`), then close it. Idempotent."""
-        try:
-            await self._end_background()
-        finally:
-            await self._disconnect()
 
     def on_close(self, callback: Callable[[], Awaitable[None]]) -> Callable[[], None]:
         """
@@ -81,6 +104,16 @@ class Redis:
 
         return forget
 
+    async def close(self) -> None:
+        """End what works in the background on this connection (`on_close`), then close it. Idempotent."""
+        try:
+            await self._end_background()
+        finally:
+            await self._steady.close()
+            raw, self._raw = self._raw, None
+            if raw is not None:
+                await raw.aclose()
+
     async def _end_background(self) -> None:
         problems: list[Exception] = []
         while self._on_close:
@@ -91,14 +124,7 @@ class Redis:
         if problems:
             raise ExceptionGroup("background work on Redis failed to end", problems)
 
-    async def _disconnect(self) -> None:
-        self._open = False
-        link, self._link = self._link, None
-        if link is not None:
-            link.abort("closed")
-        if self._raw is not None:
-            raw, self._raw = self._raw, None
-            await raw.aclose()
+    # --- commands ---
 
     async def ping(self) -> float:
         """One round trip, in seconds."""
@@ -109,24 +135,36 @@ class Redis:
         return time.perf_counter() - started
 
     async def execute(self, *args: Argument, timeout: float | None = None, idempotent: bool = False) -> Reply:
-        """Send one command and return its reply."""
-        if not self.enabled:
-            return None
-        for attempt in range(2):
-            link = self._link or await self._connect()
-            try:
-                async with asyncio.timeout(timeout or self.config.command_timeout):
-                    reply = await link.send(pack(args))
-            except ConnectionResetError as exc:
-                if idempotent and attempt == 0:
-                    continue
-                raise ServerLostError(self.config.address, str(args[0]), str(exc)) from exc
-            except TimeoutError as exc:
-                raise ServerLostError(self.config.address, str(args[0]), "no reply in time") from exc
-            if isinstance(reply, hiredis.ReplyError):
-                raise ServerReplyError(str(args[0]), str(reply))
-            return reply
-        raise AssertionError
+        """
+        Send one command and return its reply: bytes, int, list or None.
+
+        `timeout` (seconds, from now to the reply) is REDIS_COMMAND_TIMEOUT unless given. With `idempotent` a command
+        whose outcome is unknown is sent again after reconnection, within its time.
+
+        Raises:
+            ServerReplyError: the server refused it; no effect.
+            ServerLostError: sent, and no reply came; outcome unknown. `ReplyTimeoutError` when only time is over.
+            RedisUnavailableError: there was no connection within its time; it was not sent.
+            CommandNotAllowedError: it blocks, subscribes or changes the connection; it was not sent.
+            ClosedError: outside of the `async with`; it was not sent.
+        """
+        link = self._steady.ready
+        if link is None or link.full or idempotent or timeout is not None:
+            return await self._execute_with_care(args, timeout, idempotent=idempotent)
+        packed = pack(args)
+        if not args or args[0] not in harmless:
+            check_shareable(args)
+        try:
+            reply = await link.send(packed)
+        except LinkLostError as exc:
+            if not exc.sent:
+                return await self._execute_with_care(args, timeout, idempotent=idempotent)
+            self._lost(args, exc)
+        except ReplyLateError as exc:
+            self._late(args, self.config.command_timeout, exc)
+        if type(reply) is ReplyError:
+            raise self._refused(args, reply)
+        return reply
 
     async def run(
         self,
@@ -156,12 +194,17 @@ class Redis:
         Send many commands in one write and return their replies in order; other callers' commands may come between.
 
         A refused command does not stop those after it. The first refusal is raised once all replies are here; with
-        `return_errors` it stands in its place of the list instead.
+        `return_errors` it stands in its place of the list instead. When the connection is lost, the outcome of all
+        of them is unknown.
         """
-        replies = await asyncio.gather(
-            *(self.execute(*command, timeout=timeout) for command in commands), return_exceptions=True
-        )
-        return _first_error_raised(replies, return_errors=return_errors)
+        commands = [tuple(command) for command in commands]
+        for command in commands:
+            check_shareable(command)
+        if not commands or not self.enabled:
+            return [None] * len(commands)
+        chunks = [commands[at : at + _PIPELINE_CHUNK] for at in range(0, len(commands), _PIPELINE_CHUNK)]
+        parts = await asyncio.gather(*(self._submit(chunk, timeout) for chunk in chunks))
+        return self._checked(commands, [reply for part in parts for reply in part], return_errors=return_errors)
 
     async def transaction(
         self, commands: Iterable[Command], *, timeout: float | None = None, return_errors: bool = False
@@ -173,54 +216,125 @@ class Redis:
         others: that is Redis. Its error is raised, or with `return_errors` stands in its place.
         For a decision in the middle (WATCH) use a script.
         """
-        commands = list(commands)
+        commands = [tuple(command) for command in commands]
+        for command in commands:
+            check_shareable(command)
         if not commands or not self.enabled:
             return [None] * len(commands)
-        wrapped = (("MULTI",), *commands, ("EXEC",))
-        queued = await asyncio.gather(
-            *(self.execute(*command, timeout=timeout) for command in wrapped), return_exceptions=True
-        )
+        queued = await self._submit([("MULTI",), *commands, ("EXEC",)], timeout)
         executed = queued[-1]
-        if isinstance(executed, BaseException):
-            raise next(reply for reply in queued if isinstance(reply, BaseException))
-        names = (str(command[0]) for command in commands)
-        replies = [
-            ServerReplyError(name, str(reply)) if isinstance(reply, hiredis.ReplyError) else reply
-            for name, reply in zip(names, executed, strict=True)
-        ]
-        return _first_error_raised(replies, return_errors=return_errors)
+        if isinstance(executed, ReplyError):  # one was refused while queueing: that one is the cause, not EXECABORT
+            at = next(at for at, reply in enumerate(queued) if isinstance(reply, ReplyError))
+            raise self._refused((("MULTI",), *commands, ("EXEC",))[at], queued[at])
+        return self._checked(commands, executed, return_errors=return_errors)
+
+    # --- what else there is ---
 
     @property
     def raw(self) -> redis.asyncio.Redis:
         """redis-py's client for everything else, with the same settings; made on first use, closed with this object."""
+        if not self.enabled:
+            raise RedisUnavailableError(self.config.address, "REDIS_ENABLED=false")
         if self._raw is None:
-            c = self.config
-            password = c.password.get_secret_value() if c.password else None
-            common: dict[str, Any] = {"db": c.db, "username": c.username, "password": password, "protocol": 2}
-            if c.socket:
-                self._raw = redis.asyncio.Redis(unix_socket_path=c.socket, **common)
-            else:
-                self._raw = redis.asyncio.Redis(host=c.host, port=c.port, ssl=c.tls, **common)
+            self._raw = make_raw(self.config)
         return self._raw
 
-    async def _connect(self) -> Link:
-        async with self._connecting:
-            if not self._open:
-                raise ClosedError("Redis")
-            if self._link is None:
-                self._link = await open_link(self.config, self._lost)
-            return self._link
+    def stats(self) -> RedisStats:
+        """What this client has done so far."""
+        return self._counters.record(self._state, in_flight=self._steady.in_flight, waiting=self._steady.waiting)
 
-    def _lost(self, reason: str) -> None:
-        del reason
-        self._link = None
+    @property
+    def _state(self) -> str:
+        return self._steady.state if self.enabled else "disabled"
+
+    # --- the second path ---
+
+    async def _execute_with_care(self, args: Command, timeout: float | None, *, idempotent: bool) -> Reply:
+        """As `execute`, in every case: waits for a link and for room, watches the time, sends again where allowed."""
+        if not self.enabled:
+            return None
+        args = tuple(args)
+        packed = pack(args)
+        check_shareable(args)
+        loop = asyncio.get_running_loop()
+        timeout_s = self.config.command_timeout if timeout is None else timeout
+        deadline = loop.time() + timeout_s
+        while True:
+            future: Future[Reply] = Future(loop=loop)
+            self._steady.submit(packed, future, deadline - loop.time() if idempotent else timeout_s)
+            try:
+                reply = await future
+            except asyncio.CancelledError:
+                self._steady.forget(future)
+                raise
+            except LinkLostError as exc:
+                if not exc.sent or (idempotent and loop.time() < deadline):
+                    continue
+                self._lost(args, exc)
+            except ReplyLateError as exc:
+                self._late(args, timeout_s, exc)
+            except NeverSentError as exc:
+                self._unavailable(timeout_s, exc)
+            if type(reply) is ReplyError:
+                raise self._refused(args, reply)
+            return reply
+
+    async def _submit(self, commands: Sequence[Command], timeout: float | None) -> list[Reply]:
+        """Queue the commands as one block, and return their raw replies."""
+        loop = asyncio.get_running_loop()
+        packed = b"".join([pack(tuple(command)) for command in commands])
+        timeout_s = self.config.command_timeout if timeout is None else timeout
+        while True:
+            future: Future[Reply] = Future(loop=loop)
+            block = Block(future, len(commands), patient=self._steady.is_patient(timeout_s))
+            self._steady.submit(packed, future, timeout_s, block, len(commands))
+            try:
+                replies: list[Reply] = await future
+            except asyncio.CancelledError:
+                self._steady.forget(future)
+                raise
+            except LinkLostError as exc:
+                if not exc.sent:
+                    continue
+                self._lost(commands[0], exc)
+            except ReplyLateError as exc:
+                self._late(commands[0], timeout_s, exc)
+            except NeverSentError as exc:
+                self._unavailable(timeout_s, exc)
+            return replies
+
+    def _checked(self, commands: Sequence[Command], replies: list[Any], *, return_errors: bool) -> list[Reply]:
+        checked = [
+            self._refused(command, reply) if isinstance(reply, ReplyError) else reply
+            for command, reply in zip(commands, replies, strict=True)
+        ]
+        if not return_errors:
+            for reply in checked:
+                if isinstance(reply, ServerReplyError):
+                    raise reply
+        return checked
+
+    # --- errors ---
+
+    def _refused(self, args: Command, reply: ReplyError) -> ServerReplyError:
+        error = ServerReplyError(command_name(args), str(reply))
+        self._counters.errors[error.code] += 1
+        if error.code == "READONLY":
+            self._steady.renew("it is read-only")
+        return error
+
+    def _lost(self, args: Command, exc: LinkLostError) -> NoReturn:
+        self._counters.errors["lost"] += 1
+        raise ServerLostError(self.config.address, command_name(args), str(exc)) from exc
+
+    def _late(self, args: Command, timeout_s: float, exc: ReplyLateError) -> NoReturn:
+        self._counters.errors["timeout"] += 1
+        raise ReplyTimeoutError(self.config.address, command_name(args), f"no reply within {timeout_s:g} s") from exc
+
+    def _unavailable(self, timeout_s: float, exc: NeverSentError) -> NoReturn:
+        self._counters.errors["unavailable"] += 1
+        cause = self._steady.cause or "the connection had no room"
+        raise RedisUnavailableError(self.config.address, f"not sent within {timeout_s:g} s: {cause}") from exc
 
 
-def _first_error_raised(replies: list[Reply], *, return_errors: bool) -> list[Reply]:
-    for reply in replies:
-        if isinstance(reply, BaseException) and not (return_errors and isinstance(reply, ServerReplyError)):
-            raise reply
-    return replies
-
-
-__all__ = ["Argument", "Command", "Redis"]
+__all__ = ["Argument", "ClosedError", "Command", "Redis", "RedisStats"]
