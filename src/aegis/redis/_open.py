@@ -63,6 +63,9 @@ async def open_link(
     except TimeoutError as exc:
         link.abort("connect timeout")
         raise RedisUnavailableError(config.address, f"no answer within {config.connect_timeout:g} s") from exc
+    except RedisUnavailableError:
+        link.abort("login refused")
+        raise
     except (OSError, ValueError) as exc:  # ValueError: a host name that cannot be encoded
         link.abort("connect failed")
         raise RedisUnavailableError(config.address, why(exc)) from exc

@@ -202,6 +202,8 @@ class Redis:
             check_shareable(command)
         if not commands or not self.enabled:
             return [None] * len(commands)
+        if len(commands) <= _PIPELINE_CHUNK:
+            return self._checked(commands, await self._submit(commands, timeout), return_errors=return_errors)
         chunks = [commands[at : at + _PIPELINE_CHUNK] for at in range(0, len(commands), _PIPELINE_CHUNK)]
         parts = await asyncio.gather(*(self._submit(chunk, timeout) for chunk in chunks))
         return self._checked(commands, [reply for part in parts for reply in part], return_errors=return_errors)
