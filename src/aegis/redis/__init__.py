@@ -2,5 +2,18 @@
 
 from aegis.redis.cache import TTL, Cache, CacheStats
 from aegis.redis.client import Redis
+from aegis.redis.ratelimit import Decision, Lane, LimiterStats, Rate, RateLimit, RateLimiter, Usage
 
-__all__ = ["TTL", "Cache", "CacheStats", "Redis"]
+__all__ = [
+    "TTL",
+    "Cache",
+    "CacheStats",
+    "Decision",
+    "Lane",
+    "LimiterStats",
+    "Rate",
+    "RateLimit",
+    "RateLimiter",
+    "Redis",
+    "Usage",
+]
