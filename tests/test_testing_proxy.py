@@ -54,7 +54,7 @@ async def connected(proxy: FaultProxy) -> AsyncIterator[tuple[asyncio.StreamRead
 
 async def until(condition: Callable[[], object], timeout: float = 5.0) -> None:
     async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110 - the condition is the proxy's own count
+        while not condition():
             await asyncio.sleep(0.005)
 
 
