@@ -2,6 +2,7 @@
 
 from aegis.redis.cache import TTL, Cache, CacheStats
 from aegis.redis.client import Redis
+from aegis.redis.pubsub import Gap, PubSub, PubSubStats, Subscription, Update
 from aegis.redis.ratelimit import Decision, Lane, LimiterStats, Rate, RateLimit, RateLimiter, Usage
 
 __all__ = [
@@ -9,11 +10,16 @@ __all__ = [
     "Cache",
     "CacheStats",
     "Decision",
+    "Gap",
     "Lane",
     "LimiterStats",
+    "PubSub",
+    "PubSubStats",
     "Rate",
     "RateLimit",
     "RateLimiter",
     "Redis",
+    "Subscription",
+    "Update",
     "Usage",
 ]
