@@ -163,6 +163,11 @@ class DatabaseConfig(Section):
     acquire_timeout: PositiveDuration = var(5.0, "longest wait for a connection from the pool")
     max_waiting: PositiveInt = var(1000, "most callers waiting for a connection; further ones are refused at once")
     statement_timeout: Duration = var(30.0, "longest statement, enforced by the server; 0 = no bound")
+    close_timeout: Duration = var(5.0, "longest wait for borrowed connections when the pool closes; then they are cut")
+    leak_after: Duration = var(60.0, "a connection held longer is reported with its borrower; 0 = never")
+    reset: Literal["changed", "always"] = var(
+        "changed", "changed: reset a session whose statements changed it; always: after every use (one round trip)"
+    )
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Self, TypeVar
 
 from aegis.backoff import Backoff
 from aegis.config import DatabaseConfig
 from aegis.database import bulk
 from aegis.database import migrate as migrations
-from aegis.database._driver import Conn, translated
-from aegis.database._rows import typed
-from aegis.database.pool import Pool, PoolStats
-from aegis.errors import CommitOutcomeUnknownError, DatabaseError, DatabaseLostError, QueryError
+from aegis.database._driver import Conn
+from aegis.database._lease import Lease, PoolStats
+from aegis.database._session import Trace, trace_of
+from aegis.database._site import stack
+from aegis.database.pool import Pool
+from aegis.database.transaction import Isolation, Queries, Transaction
+from aegis.errors import DatabaseError, QueryError
 
 T = TypeVar("T")
-Isolation = Literal["read committed", "repeatable read", "serializable"]
 _RETRIED = frozenset({"40001", "40P01"})  # serialization failure, deadlock: the server rolled back
 _BACKOFF = Backoff(base_s=0.02, cap_s=1.0)
 
@@ -42,71 +43,11 @@ class Health:
     pool: PoolStats
 
 
-class Queries(ABC):
-    """The query methods that a `Database` and a `Transaction` share."""
-
-    _address: str
-
-    @abstractmethod
-    def _conn(self) -> AbstractAsyncContextManager[Conn]:
-        """A connection for one call."""
-
-    @overload
-    async def fetch(self, sql: str, *args: Any) -> list[Any]: ...
-    @overload
-    async def fetch(self, sql: str, *args: Any, type: type[T]) -> list[T]: ...
-    async def fetch(self, sql: str, *args: Any, type: Any = None) -> list[Any]:  # noqa: A002 - the contract's name
-        """All rows: records (by name or position), or `type` (a dataclass, a msgspec.Struct, dict)."""
-        async with self._conn() as conn:
-            records = await conn.fetch(sql, *args)
-        return list(records) if type is None else typed(records, type)
-
-    @overload
-    async def fetch_one(self, sql: str, *args: Any) -> Any | None: ...
-    @overload
-    async def fetch_one(self, sql: str, *args: Any, type: type[T]) -> T | None: ...
-    async def fetch_one(self, sql: str, *args: Any, type: Any = None) -> Any:  # noqa: A002 - the contract's name
-        """The first row, or None."""
-        async with self._conn() as conn:
-            record = await conn.fetchrow(sql, *args)
-        return record if record is None or type is None else typed([record], type)[0]
-
-    async def fetch_value(self, sql: str, *args: Any) -> Any:
-        """The first column of the first row, or None."""
-        async with self._conn() as conn:
-            return await conn.fetchval(sql, *args)
-
-    async def execute(self, sql: str, *args: Any) -> str:
-        """Run it; returns the server's tag, such as `UPDATE 3`."""
-        async with self._conn() as conn:
-            return str(await conn.execute(sql, *args))
-
-
-class Transaction(Queries):
-    """One transaction on one connection; ends with the block that gave it."""
-
-    def __init__(self, conn: Conn, address: str) -> None:
-        self._connection, self._address = conn, address
-
-    @asynccontextmanager
-    async def _conn(self) -> AsyncIterator[Conn]:
-        with translated(self._connection, self._address):
-            yield self._connection
-
-    async def upsert(
-        self, table: str, rows: Iterable[Any], key: Sequence[str], *, columns: Sequence[str] | None = None
-    ) -> bulk.UpsertResult:
-        """Insert or update by `key`; see `Database.upsert`."""
-        async with self._conn() as conn:
-            return await bulk.upsert(conn, table, rows, key, columns)
-
-
 class Database(Queries):
     """PostgreSQL for one process. `async with Database(config.database) as db`; share it between all tasks."""
 
     def __init__(self, config: DatabaseConfig) -> None:
         self._pool = Pool(config)
-        self._address = self._pool.address
 
     def __repr__(self) -> str:
         return f"<Database {self._pool!r}>"
@@ -120,25 +61,44 @@ class Database(Queries):
     ) -> None:
         await self._pool.close()
 
-    @asynccontextmanager
-    async def _conn(self) -> AsyncIterator[Conn]:
-        async with self._borrowed() as conn:
-            with translated(conn, self._address):
-                yield conn
+    async def _call(self, method: str, sql: str, args: Sequence[Any]) -> Any:
+        pool = self._pool
+        lease = pool.take() or await pool.acquire()
+        lease.trace = trace_of(sql)
+        try:
+            return await getattr(lease.conn, method)(sql, *args)
+        except BaseException as exc:
+            mine = pool.failed(lease, exc)
+            if mine is exc:
+                raise
+            raise mine from exc
+        finally:
+            pool.release(lease)
 
     @asynccontextmanager
-    async def _borrowed(self) -> AsyncIterator[Conn]:
-        """A connection whose block may raise the caller's own errors, which are not translated."""
-        lease = await self._pool.acquire()
-        broken = True  # until proven otherwise: cancelled or timed out in a statement
+    async def _lease(self) -> AsyncIterator[Lease]:
+        """A connection for a block, with the whole stack of the borrower for a leak report."""
+        lease = self._pool.take() or await self._pool.acquire()
+        lease.site = stack()
         try:
-            yield lease.conn
-            broken = False
-        except Exception:
-            broken = False  # no statement was interrupted; release sees a closed connection or an open transaction
-            raise
+            yield lease
         finally:
-            self._pool.release(lease, broken=broken)
+            self._pool.release(lease)
+
+    @asynccontextmanager
+    async def raw(self) -> AsyncIterator[Conn]:
+        """
+        The asyncpg connection itself, for what is not offered here. Its session is reset when the block ends.
+
+        Errors are asyncpg's own. Codecs that you set on it stay on it.
+        """
+        async with self._lease() as lease:
+            lease.trace = Trace.RESET
+            try:
+                yield lease.conn
+            except BaseException as exc:
+                self._pool.failed(lease, exc)
+                raise
 
     @asynccontextmanager
     async def transaction(
@@ -151,26 +111,10 @@ class Database(Queries):
             CommitOutcomeUnknownError: the connection was lost during COMMIT.
         """
         modes = f"{isolation}{' read only' if readonly else ''}{' deferrable' if deferrable else ''}"
-        async with self._borrowed() as conn:
-            with translated(conn, self._address):
-                await conn.execute(f"begin isolation level {modes}")
-            try:
-                yield Transaction(conn, self._address)
-            except Exception:
-                if not conn.is_closed():
-                    with translated(conn, self._address):
-                        await conn.execute("rollback")
-                raise
-            await self._commit(conn)
-
-    async def _commit(self, conn: Conn) -> None:
-        try:
-            with translated(conn, self._address):
-                tag = await conn.execute("commit")
-        except DatabaseLostError as exc:
-            raise CommitOutcomeUnknownError(exc.address, exc.cause) from exc
-        if tag != "COMMIT":  # the block swallowed a failed statement; the server rolled back without an error
-            raise QueryError("25P02", "a statement of the transaction had failed, so it was rolled back")
+        async with self._lease() as lease:
+            lease.readonly = readonly
+            async with Transaction(self._pool, lease).block(modes) as tx:
+                yield tx
 
     async def run_tx(
         self, fn: Callable[[Transaction], Awaitable[T]], *, isolation: Isolation = "serializable", retries: int = 10
@@ -200,13 +144,23 @@ class Database(Queries):
 
     async def migrate(self, path: str | Path = migrations.MIGRATIONS, *, lock_timeout_s: float = 60.0) -> list[str]:
         """Apply the pending files of a directory; returns their names. Safe from many processes at once."""
-        async with self._conn() as conn:
-            return await migrations.migrate(conn, path, lock_timeout_s)
+        async with self._lease() as lease:
+            lease.trace = Trace.RESET
+            return await self._guarded(lease, migrations.migrate(lease.conn, path, lock_timeout_s))
 
     async def migration_status(self, path: str | Path = migrations.MIGRATIONS) -> list[migrations.Migration]:
         """Every file and whether it is applied."""
-        async with self._conn() as conn:
-            return await migrations.status(conn, path)
+        async with self._lease() as lease:
+            return await self._guarded(lease, migrations.status(lease.conn, path))
+
+    async def _guarded(self, lease: Lease, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except BaseException as exc:
+            mine = self._pool.failed(lease, exc)
+            if mine is exc:
+                raise
+            raise mine from exc
 
     async def ping(self) -> float:
         """Seconds of one round trip, waiting for a connection included."""

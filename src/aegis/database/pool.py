@@ -1,9 +1,11 @@
 """
 Connections, handed out first come first served.
 
-A released connection, or the right to open one (a slot), goes straight to the longest waiter, so nobody can barge in.
-Release does no I/O and awaits nothing: it cannot be cancelled half-way, and costs no round trip. Rejected: asyncpg.Pool
-(a reset round trip per release, no default timeout, newcomers steal) and psycopg_pool (many cancellation bugs).
+Every connection that counts is in exactly one of four collections (idle, held, connecting, closing), so their sum is
+the size and no slot can be lost by a miscount. Whatever takes time (connect, reset, close) runs in a task of the pool:
+a cancelled caller never interrupts it, and a freed connection goes straight to the longest waiter, so nobody barges
+in. `release` awaits nothing. Rejected: asyncpg.Pool (a reset round trip per release, no default timeout, newcomers
+steal) and psycopg_pool (a chain of cancellation bugs: #509, #1123, #1208, #1275, #1345, #1401).
 """
 
 from __future__ import annotations
@@ -12,90 +14,124 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Coroutine
+from dataclasses import asdict
+from typing import Any
 
+from aegis.backoff import Backoff
 from aegis.config import DatabaseConfig
-from aegis.database._driver import Conn, address_of, connect
-from aegis.errors import ClosedError, DatabaseUnavailableError, PoolFullError, PoolTimeoutError
+from aegis.database._driver import AsyncpgDriver, Conn, Driver, in_sync, ours
+from aegis.database._lease import Counters, Lease, PoolStats
+from aegis.database._session import Trace
+from aegis.database._site import caller, line_of, lines_of
+from aegis.errors import ClosedError, DatabaseUnavailableError, PoolFullError, PoolTimeoutError, QueryError
 
 _log = logging.getLogger("aegis.database")
 _PING_AFTER_S = 1.0  # an idle connection older than this is asked before it is trusted (pgxpool's ShouldPing)
-_PING_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats:
-    """Counters since the pool was opened, and its present sizes."""
-
-    total: int  #: open and opening
-    idle: int
-    active: int  #: handed out or opening
-    waiting: int
-    max: int
-    acquired: int
-    acquire_wait_s: float
-    timeouts: int
-    refused: int
-    opened: int
-    closed_by_lifetime: int
-    closed_dirty: int  #: came back inside a transaction, or interrupted
-
-
-@dataclass(slots=True, eq=False)
-class Lease:
-    """One open connection and its times on the monotonic clock."""
-
-    conn: Conn
-    expires_at: float
-    idle_since: float
-    held_since: float = 0.0
+_PING_TIMEOUT_S = 1.0
+_UPKEEP_S = 1.0  # how often the background looks, or a quarter of the shortest bound
+_READ_ONLY = "25006"  # a write met a server that was demoted
+_DRAIN_AGAIN_S = 10.0  # a server that stays read-only is not drained in a loop
+_BACKOFF = Backoff(base_s=0.1, cap_s=5.0, floor_s=0.05)
+_HURRY_S = 0.25  # the longest wait for the next attempt while somebody waits for it
 
 
 class Pool:
     """At most `config.max_conns` connections. Whoever acquires a lease owes exactly one `release`."""
 
-    def __init__(self, config: DatabaseConfig) -> None:
-        self.config, self.address = config, address_of(config)
+    def __init__(self, config: DatabaseConfig, driver: Driver | None = None) -> None:
+        self.config = config
+        self.driver: Driver = driver or AsyncpgDriver(config)
+        self.address = self.driver.address
         self._open = False
-        self._size = 0  # slots in use: idle, held and opening
-        self._idle: list[Lease] = []
-        self._held: set[Lease] = set()
-        self._waiters: deque[asyncio.Future[Lease | None]] = deque()
-        self._last_failure: DatabaseUnavailableError | None = None
-        self._acquired = self._timeouts = self._refused = self._opened = self._expired = self._dirty = 0
-        self._wait_s = 0.0
+        self._idle: list[Lease] = []  # the freshest last; reuse is last in, first out, so that the rest can age
+        self._held: dict[Lease, None] = {}  # in order of hand-out: the first has been held longest
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], Lease] = {}
+        self._waiters: OrderedDict[asyncio.Future[Lease], float] = OrderedDict()  # with their deadlines, ascending
+        self._count = Counters()
+        self._failure: DatabaseUnavailableError | None = None  # the last one; None while connecting works
+        self._failed_since, self._failed_attempts = 0.0, 0
+        self._drained_at = -_DRAIN_AGAIN_S
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._released = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"<Pool {self.address} {self._state()}>"
+        return f"<Pool {self.address} {self._state() if self._open else 'closed'}>"
+
+    @property
+    def size(self) -> int:
+        """How many connections count against the maximum now."""
+        return len(self._idle) + len(self._held) + len(self._connecting) + len(self._closing)
+
+    # --- open and close ---
 
     async def open(self) -> None:
-        """Open the first connection, so that a wrong address fails here; then fill to the minimum."""
-        self._open = True
-        leases: list[Lease] = []
+        """Open the first connection, so that a wrong address fails here; the minimum fills in the background."""
+        if self._open:
+            raise RuntimeError("this Database is open already")
+        self._open, self._failure = True, None
         try:
-            leases.extend([await self.acquire() for _ in range(max(1, self.config.min_conns))])
+            self._upkeep()
+            self.release(await self.acquire())
         except BaseException:
-            self._open = False
+            await self.close(0.0)
             raise
-        finally:
-            for lease in leases:
-                self.release(lease)
-            if not self._open:
-                await self.close()
 
-    async def close(self) -> None:
-        """Refuse newcomers, fail waiters, close idle connections; held ones are closed when they come back."""
+    async def close(self, grace_s: float | None = None) -> None:
+        """Refuse newcomers, fail waiters, wait `grace_s` for holders, then cut them off and name them in the log."""
         self._open = False
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_exception(ClosedError("Database"))
-        idle, self._idle = self._idle, []
-        self._size -= len(idle)
-        for lease in idle:
-            lease.conn.terminate()
-        await asyncio.sleep(0)  # let the transports see their end
+        self._fail_waiters(lambda: ClosedError("Database"))
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for task in list(self._connecting):
+            task.cancel()
+        while self._idle:
+            self._retire(self._idle.pop())
+        try:
+            async with asyncio.timeout(self.config.close_timeout if grace_s is None else grace_s):
+                while self._held:
+                    self._released.clear()
+                    await self._released.wait()
+        except TimeoutError:
+            names = "; ".join(self._holder(lease) for lease in self._held)
+            _log.warning("closed while %d connections were held: %s", len(self._held), names)
+        finally:
+            for lease in self._held:
+                lease.conn.terminate()
+            busy = [*self._connecting, *self._closing]
+            if busy:  # each is bounded: connects were cancelled, goodbyes end after two seconds
+                await asyncio.gather(*busy, return_exceptions=True)
+            await asyncio.sleep(0)  # let the transports see their end
+
+    def drain(self) -> None:
+        """Replace every connection: the idle now, the held when they come back."""
+        now = time.monotonic()
+        if now - self._drained_at < _DRAIN_AGAIN_S:
+            return
+        self._drained_at = now
+        _log.warning("PostgreSQL at %s became read-only: replacing all %d connections", self.address, self.size)
+        for lease in self._held:
+            lease.expires_at = 0.0
+        while self._idle:
+            self._retire(self._idle.pop())
+
+    # --- acquire and release ---
+
+    def take(self) -> Lease | None:
+        """An idle connection that needs no question, without waiting; None means `acquire`."""
+        if not self._idle:
+            return None
+        lease, now = self._idle[-1], time.monotonic()
+        if now - lease.idle_since > _PING_AFTER_S or now >= lease.expires_at or lease.conn.is_closed():
+            return None
+        self._idle.pop()
+        self._hold(lease, now)
+        lease.site = caller()
+        self._count.acquired += 1
+        return lease
 
     async def acquire(self) -> Lease:
         """
@@ -104,132 +140,325 @@ class Pool:
         Raises:
             PoolTimeoutError: none within `acquire_timeout`; the last connect failure is chained.
             PoolFullError: too many wait already.
-            DatabaseUnavailableError: a connection had to be opened and could not be.
+            DatabaseUnavailableError: nothing is connected, and the last attempt failed.
         """
         if not self._open:
             raise ClosedError("Database")
         started = time.monotonic()
-        timeout_s = self.config.acquire_timeout
-        try:
-            async with asyncio.timeout(timeout_s):
-                lease = await self._healthy(await self._next())
-        except TimeoutError as exc:
-            self._timeouts += 1
-            raise PoolTimeoutError(timeout_s, self._state()) from (self._last_failure or exc)
-        lease.held_since = time.monotonic()
-        self._held.add(lease)
-        self._acquired += 1
-        self._wait_s += lease.held_since - started
+        lease = await self._idle_and_alive() or await self._wait(started)
+        lease.site = caller()
+        self._count.acquired += 1
+        self._count.acquire_wait_s += time.monotonic() - started
         return lease
 
-    def release(self, lease: Lease, *, broken: bool = False) -> None:
-        """Give it back. `broken`, closed or in a transaction: it is closed and its slot given on. Never awaits."""
-        self._held.discard(lease)
-        unfinished = not lease.conn.is_closed() and lease.conn.is_in_transaction()
-        if unfinished or broken:
-            self._dirty += 1
-        if unfinished and not broken:
-            _log.warning("a connection came back inside a transaction and was closed")
-        if unfinished or broken or lease.conn.is_closed() or not self._open:
-            self._discard(lease)
-            self._give(None)
+    def failed(self, lease: Lease, exc: BaseException) -> BaseException:
+        """What to raise for `exc`, which came out of a statement on `lease`; an interrupted one breaks the lease."""
+        if not in_sync(exc):
+            lease.broken = True
+        mine = ours(exc, lease.conn, self.address)
+        if isinstance(mine, QueryError) and mine.sqlstate == _READ_ONLY and not lease.readonly:
+            self.drain()
+        return mine
+
+    def release(self, lease: Lease) -> None:
+        """Give it back. What is closed, broken, expired or in a transaction is replaced. Never awaits."""
+        del self._held[lease]
+        self._released.set()
+        now, count = time.monotonic(), self._count
+        if lease.reported:
+            lease.reported = False
+            _log.warning("a connection came back after %.1f s: %s", now - lease.held_since, line_of(lease.site))
+        if lease.conn.is_closed():
+            count.lost += 1
+            self._grow()
+        elif lease.broken:
+            count.closed_dirty += 1
+            self._retire(lease)
+        elif lease.conn.is_in_transaction():
+            count.closed_dirty += 1
+            _log.warning("a connection came back inside a transaction and is closed: %s", self._holder(lease))
+            self._retire(lease)
+        elif now >= lease.expires_at:
+            count.closed_by_lifetime += 1
+            self._retire(lease)
+        elif not self._open or lease.trace is Trace.CLOSE:
+            self._retire(lease)
+        elif lease.trace is Trace.RESET or self.config.reset == "always":
+            self._spawn_closing(self._reset(lease), lease)
         else:
-            lease.idle_since = time.monotonic()
-            self._give(lease)
+            self._give(lease, now)
+
+    def _hold(self, lease: Lease, now: float) -> None:
+        lease.held_since, lease.trace, lease.broken, lease.readonly = now, Trace.NONE, False, False
+        self._held[lease] = None
+
+    async def _idle_and_alive(self) -> Lease | None:
+        """The freshest idle connection that answers. Silence condemns the rest: they are older and as costly to ask."""
+        while self._idle:
+            lease, now = self._idle.pop(), time.monotonic()
+            if lease.conn.is_closed():
+                self._count.lost += 1
+            elif now >= lease.expires_at:
+                self._count.closed_by_lifetime += 1
+                self._retire(lease)
+            else:
+                self._hold(lease, now)
+                if now - lease.idle_since <= _PING_AFTER_S or await self._answers(lease):
+                    return lease
+        return None
+
+    async def _answers(self, lease: Lease) -> bool:
+        try:
+            async with asyncio.timeout(_PING_TIMEOUT_S):
+                await self.driver.ping(lease.conn)
+        except Exception as exc:  # noqa: BLE001 - whatever a ping raises, the answer is no
+            del self._held[lease]
+            silent = [lease, *self._idle] if isinstance(exc, TimeoutError) else [lease]
+            self._idle = [other for other in self._idle if other not in silent]
+            for other in silent:
+                self._count.lost += 1
+                other.conn.terminate()
+            return False
+        except BaseException:
+            lease.broken = True
+            self.release(lease)
+            raise
+        return True
+
+    async def _wait(self, started: float) -> Lease:
+        if len(self._waiters) >= self.config.max_waiting:
+            self._count.refused += 1
+            raise PoolFullError(self.config.max_waiting, self._state())
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Lease] = loop.create_future()
+        self._waiters[waiter] = started + self.config.acquire_timeout
+        self._count.waited += 1
+        if "expiry" not in self._timers:
+            self._timers["expiry"] = loop.call_later(self.config.acquire_timeout, self._expire)
+        self._grow()
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            self._count.canceled += 1
+            self._waiters.pop(waiter, None)
+            # The race: cancelled in the same turn in which a connection was handed over. It goes to the next.
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.release(waiter.result())
+            raise
+        finally:
+            self._count.waited_s += time.monotonic() - started
+
+    def _give(self, lease: Lease, now: float) -> None:
+        """To the longest waiter, else to the idle."""
+        lease.idle_since = now
+        while self._waiters:
+            waiter, _ = self._waiters.popitem(last=False)
+            if not waiter.done():  # a cancelled one has not run its clean-up yet
+                self._hold(lease, now)
+                waiter.set_result(lease)
+                return
+        self._idle.append(lease)
+
+    def _expire(self) -> None:
+        """Fail the waiters whose time is up; they are in the order of their deadlines."""
+        self._timers.pop("expiry", None)
+        now = time.monotonic()
+        while self._waiters:
+            waiter, deadline = next(iter(self._waiters.items()))
+            if deadline > now:
+                loop = asyncio.get_running_loop()
+                self._timers["expiry"] = loop.call_later(deadline - now, self._expire)
+                return
+            error: Exception = PoolTimeoutError(self.config.acquire_timeout, self._state())
+            if not self._idle and not self._held and not self._closing:  # nobody holds one: it is the server
+                cause = (
+                    self._failure.cause if self._failure else f"no answer within {self.config.acquire_timeout:.1f} s"
+                )
+                error = DatabaseUnavailableError(self.address, cause)
+            error.__cause__ = self._failure
+            self._count.timeouts += 1
+            del self._waiters[waiter]
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def _fail_waiters(self, error: Any) -> None:
+        while self._waiters:
+            waiter, _ = self._waiters.popitem(last=False)
+            if not waiter.done():
+                waiter.set_exception(error())
+
+    # --- growing, and the server being away ---
+
+    def _grow(self) -> None:
+        """Start as many connects as are wanted and allowed; while the server is away, the timer alone decides."""
+        if not self._open:
+            return
+        if self._failure is not None:
+            self._retry_soon()
+            return
+        wanted = max(len(self._waiters) - len(self._connecting), self.config.min_conns - self.size)
+        for _ in range(min(wanted, self.config.max_conns - self.size)):
+            self._start_connecting()
+
+    def _start_connecting(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect(), name="aegis.database.connect")
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)  # also when it is cancelled before it ran
+
+    async def _connect(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            conn = await self.driver.connect()
+        except DatabaseUnavailableError as exc:
+            self._connecting.discard(task)
+            self._refused(exc)
+            return
+        except BaseException:
+            self._connecting.discard(task)
+            raise
+        self._connecting.discard(task)
+        if not self._open:
+            conn.terminate()
+            return
+        self._connected(conn)
+
+    def _connected(self, conn: Conn) -> None:
+        now = time.monotonic()
+        self._count.opened += 1
+        if self._failure is not None:
+            attempts, self._failed_attempts, self._failure = self._failed_attempts, 0, None
+            away_s = now - self._failed_since
+            _log.info("PostgreSQL at %s is back after %.1f s, %d attempts failed", self.address, away_s, attempts)
+        lifetime_s = self.config.max_conn_lifetime * random.uniform(0.9, 1.0)
+        self._give(Lease(conn, now, now + lifetime_s, now), now)
+        self._grow()
+
+    def _refused(self, failure: DatabaseUnavailableError) -> None:
+        self._count.connect_failures += 1
+        self._failed_attempts += 1
+        if self._failure is None:
+            self._failed_since = time.monotonic()
+            if self._open:
+                _log.warning("%s; trying again in the background", failure)
+        self._failure = failure
+        if self.size == 0:  # nothing is open, nothing else is being tried: they would wait for nothing
+            self._fail_waiters(lambda: _again(failure))
+        if self._open:
+            self._retry_soon()
+
+    def _retry_soon(self) -> None:
+        """Plan the next attempt; sooner when somebody waits. One at a time: a server that starts is not stormed."""
+        if self._connecting or self.size >= self.config.max_conns:
+            return
+        loop = asyncio.get_running_loop()
+        delay_s = _BACKOFF.delay_s(self._failed_attempts)
+        if self._waiters:
+            delay_s = min(delay_s, random.uniform(_HURRY_S / 2, _HURRY_S))
+        planned = self._timers.get("retry")
+        if planned is not None:
+            if planned.when() <= loop.time() + delay_s:
+                return
+            planned.cancel()
+        self._timers["retry"] = loop.call_later(delay_s, self._retry)
+
+    def _retry(self) -> None:
+        self._timers.pop("retry", None)
+        if self._failure is not None and not self._connecting and self.size < self.config.max_conns:
+            self._start_connecting()
+
+    # --- leaving: reset and close, in tasks that keep their slot until the server has let go ---
+
+    def _spawn_closing(self, work: Coroutine[Any, Any, None], lease: Lease) -> None:
+        task = asyncio.get_running_loop().create_task(work, name="aegis.database.closing")
+        self._closing[task] = lease
+        task.add_done_callback(self._closed)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        lease = self._closing.pop(task)
+        if task.cancelled() or task.exception() is not None:
+            lease.conn.terminate()
+        if not lease.conn.is_closed():  # reset, not closed
+            if self._open:
+                self._give(lease, time.monotonic())
+                return
+            lease.conn.terminate()
+        self._grow()
+
+    def _retire(self, lease: Lease) -> None:
+        self._spawn_closing(self.driver.close(lease.conn), lease)
+
+    async def _reset(self, lease: Lease) -> None:
+        self._count.resets += 1
+        await self.driver.reset(lease.conn)
+
+    # --- upkeep ---
+
+    def _upkeep(self) -> None:
+        """Once a second: replace the old, close the idle above the minimum, report leaks, keep the minimum."""
+        config, now = self.config, time.monotonic()
+        keep: list[Lease] = []
+        spare = self.size - len(self._closing) - config.min_conns
+        for lease in self._idle:  # the longest idle first
+            if lease.conn.is_closed():
+                self._count.lost += 1
+            elif now >= lease.expires_at:
+                self._count.closed_by_lifetime += 1
+                self._retire(lease)
+            elif spare > 0 and now - lease.idle_since >= config.max_conn_idle_time:
+                self._count.closed_by_idle_time += 1
+                self._retire(lease)
+            else:
+                keep.append(lease)
+                continue
+            spare -= 1
+        self._idle = keep
+        self._report_leaks(now)
+        self._grow()
+        bounds = (config.max_conn_lifetime, config.max_conn_idle_time, config.leak_after or _UPKEEP_S)
+        period_s = max(0.01, min(_UPKEEP_S, min(bounds) / 4))
+        self._timers["upkeep"] = asyncio.get_running_loop().call_later(period_s, self._upkeep)
+
+    def _report_leaks(self, now: float) -> None:
+        if not self.config.leak_after:
+            return
+        for lease in self._held:
+            if now - lease.held_since < self.config.leak_after:
+                return  # they are in the order of their hand-out
+            if not lease.reported:
+                lease.reported = True
+                self._count.leaks += 1
+                _log.warning("a connection is held for %.1f s by\n%s", now - lease.held_since, lines_of(lease.site))
+
+    # --- reporting ---
 
     def stats(self) -> PoolStats:
         """A frozen record of now."""
-        idle, waiting = len(self._idle), self._waiting()
         return PoolStats(
-            self._size, idle, self._size - idle, waiting, self.config.max_conns, self._acquired, self._wait_s,
-            self._timeouts, self._refused, self._opened, self._expired, self._dirty,
-        )  # fmt: skip
+            total=self.size,
+            idle=len(self._idle),
+            active=len(self._held),
+            connecting=len(self._connecting),
+            closing=len(self._closing),
+            waiting=len(self._waiters),
+            max=self.config.max_conns,
+            **asdict(self._count),
+        )
 
-    async def _next(self) -> Lease | None:
-        """An idle lease, or None for a slot to open one in; waits in line when there is neither."""
-        if not self._waiting():
-            if self._idle:
-                return self._idle.pop()
-            if self._size < self.config.max_conns:
-                self._size += 1
-                return None
-        if self._waiting() >= self.config.max_waiting:
-            self._refused += 1
-            raise PoolFullError(self.config.max_waiting, self._state())
-        waiter: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            return await waiter
-        except BaseException:
-            # The race: cancelled in the same turn in which a connection was handed over. It goes to the next.
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._give(waiter.result())
-            else:
-                waiter.cancel()
-            raise
-
-    async def _healthy(self, lease: Lease | None) -> Lease:
-        """Replace an expired or dead lease in its own slot. On any failure the slot goes to the next in line."""
-        try:
-            if lease is not None and not await self._usable(lease):
-                self._discard(lease)
-                lease = None
-            if lease is not None:
-                return lease
-            conn = await connect(self.config)
-        except BaseException as exc:
-            if isinstance(exc, DatabaseUnavailableError):
-                self._last_failure = exc
-            if lease is not None:
-                self._discard(lease)
-            self._give(None)
-            raise
-        self._opened += 1
-        self._last_failure = None
-        now = time.monotonic()
-        return Lease(conn, now + self.config.max_conn_lifetime * random.uniform(0.9, 1.0), now)
-
-    async def _usable(self, lease: Lease) -> bool:
-        now = time.monotonic()
-        if lease.conn.is_closed():
-            return False
-        if now >= lease.expires_at:
-            self._expired += 1
-            return False
-        if now - lease.idle_since < _PING_AFTER_S:
-            return True
-        try:
-            await lease.conn.execute("", timeout=_PING_TIMEOUT_S)
-        except Exception:  # noqa: BLE001 - whatever a ping raises, the answer is "replace it"
-            return False
-        return True
-
-    def _give(self, item: Lease | None) -> None:
-        """Hand a lease, or a slot (None), to the longest waiter; without one, keep or free it."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(item)
-                return
-        if item is None:
-            self._size -= 1
-        elif self._open:
-            self._idle.append(item)
-        else:
-            self._discard(item)
-            self._size -= 1
-
-    def _discard(self, lease: Lease) -> None:
-        if not lease.conn.is_closed():
-            lease.conn.terminate()
-
-    def _waiting(self) -> int:
-        return sum(not waiter.done() for waiter in self._waiters)
+    def _holder(self, lease: Lease) -> str:
+        return f"{line_of(lease.site)}, {time.monotonic() - lease.held_since:.1f} s"
 
     def _state(self) -> str:
-        longest_s = max((time.monotonic() - lease.held_since for lease in self._held), default=0.0)
-        idle = len(self._idle)
+        longest = next(iter(self._held), None)
         return (
-            f"{self._size} of {self.config.max_conns} open, {self._size - idle} active, {idle} idle, "
-            f"{self._waiting()} waiting, longest held {longest_s:.1f} s"
+            f"{self.size} of {self.config.max_conns} open, {len(self._held)} active, {len(self._idle)} idle, "
+            f"{len(self._connecting)} connecting, {len(self._waiters)} waiting, "
+            f"longest held by {self._holder(longest) if longest else 'nobody'}"
         )
+
+
+def _again(failure: DatabaseUnavailableError) -> DatabaseUnavailableError:
+    """One exception per waiter: a shared one would collect the tracebacks of all."""
+    copy = DatabaseUnavailableError(failure.address, failure.cause)
+    copy.__cause__ = failure.__cause__
+    return copy

@@ -1,0 +1,170 @@
+"""
+The query methods, and the transaction that has them.
+
+A transaction is one lease from BEGIN to COMMIT. It knows what became of it: a statement that failed and was swallowed,
+or was interrupted, is told at COMMIT instead of being lost, and after its block the object refuses to work.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal, TypeAlias, TypeVar, overload
+
+from aegis.database import bulk
+from aegis.database._lease import Lease
+from aegis.database._rows import typed
+from aegis.database._session import trace_of
+from aegis.database.pool import Pool
+from aegis.errors import ClosedError, CommitOutcomeUnknownError, DatabaseLostError, QueryError
+
+T = TypeVar("T")
+Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
+_FAILED = "25P02"  # in_failed_sql_transaction
+
+
+class Queries(ABC):
+    """The query methods that a `Database` and a `Transaction` share."""
+
+    @abstractmethod
+    async def _call(self, method: str, sql: str, args: Sequence[Any]) -> Any:
+        """One statement on a connection."""
+
+    @overload
+    async def fetch(self, sql: str, *args: Any) -> list[Any]: ...
+    @overload
+    async def fetch(self, sql: str, *args: Any, type: type[T]) -> list[T]: ...
+    async def fetch(self, sql: str, *args: Any, type: Any = None) -> list[Any]:  # noqa: A002 - the contract's name
+        """All rows: records (by name or position), or `type` (a dataclass, a msgspec.Struct, dict)."""
+        records: list[Any] = await self._call("fetch", sql, args)
+        return records if type is None else typed(records, type)
+
+    @overload
+    async def fetch_one(self, sql: str, *args: Any) -> Any | None: ...
+    @overload
+    async def fetch_one(self, sql: str, *args: Any, type: type[T]) -> T | None: ...
+    async def fetch_one(self, sql: str, *args: Any, type: Any = None) -> Any:  # noqa: A002 - the contract's name
+        """The first row, or None."""
+        record = await self._call("fetchrow", sql, args)
+        return record if record is None or type is None else typed([record], type)[0]
+
+    async def fetch_value(self, sql: str, *args: Any) -> Any:
+        """The first column of the first row, or None."""
+        return await self._call("fetchval", sql, args)
+
+    async def execute(self, sql: str, *args: Any) -> str:
+        """Run it; returns the server's tag, such as `UPDATE 3`."""
+        return str(await self._call("execute", sql, args))
+
+
+class Transaction(Queries):
+    """One transaction on one connection; ends with the block that gave it. For one task at a time."""
+
+    def __init__(self, pool: Pool, lease: Lease) -> None:
+        self._pool = pool
+        self._held: Lease | None = lease
+        self._failure: QueryError | None = None  # the statement that doomed this transaction
+        self._depth = 0
+
+    def __repr__(self) -> str:
+        state = "ended" if self._held is None else "failed" if self._failure else "open"
+        return f"<Transaction {state}, {self._depth} savepoints>"
+
+    @property
+    def _lease(self) -> Lease:
+        if self._held is None:
+            raise ClosedError("Transaction")
+        if self._held.broken:
+            raise QueryError(_FAILED, "a statement of this transaction was interrupted, so it will be rolled back")
+        return self._held
+
+    async def _call(self, method: str, sql: str, args: Sequence[Any]) -> Any:
+        lease = self._lease
+        lease.trace = max(lease.trace, trace_of(sql))
+        try:
+            return await getattr(lease.conn, method)(sql, *args)
+        except BaseException as exc:
+            mine = self._pool.failed(lease, exc)
+            if isinstance(mine, QueryError):
+                self._failure = mine
+            if mine is exc:
+                raise
+            raise mine from exc
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """A savepoint: when the block raises, only what it did is undone. It is never repeated by itself."""
+        self._depth += 1
+        name = f"aegis_{self._depth}"
+        try:
+            await self.execute(f"savepoint {name}")
+            try:
+                yield self
+            except Exception:
+                if not self._lease_is_gone():
+                    await self.execute(f"rollback to savepoint {name}; release savepoint {name}")
+                    self._failure = None
+                raise
+            if self._failure is not None:  # swallowed inside the block; only this savepoint is lost
+                failure, self._failure = self._failure, None
+                await self.execute(f"rollback to savepoint {name}; release savepoint {name}")
+                raise QueryError(failure.sqlstate, f"the savepoint was rolled back: {failure.message}") from failure
+            await self.execute(f"release savepoint {name}")
+        finally:
+            self._depth -= 1
+
+    @asynccontextmanager
+    async def block(self, modes: str) -> AsyncIterator[Transaction]:
+        """BEGIN, the block, COMMIT or ROLLBACK. The lease stays the caller's to release."""
+        lease = self._lease
+        try:
+            await self.execute(f"begin isolation level {modes}")
+            try:
+                yield self
+            except Exception:
+                await self._roll_back()
+                raise
+            except BaseException:  # cancelled: awaiting a ROLLBACK would delay it, so the connection pays
+                lease.broken = True
+                raise
+            await self._commit()
+        finally:
+            self._held = None
+
+    async def _roll_back(self) -> None:
+        if self._lease_is_gone():
+            return
+        try:
+            await self.execute("rollback")
+        except DatabaseLostError:
+            return  # then the server rolls back; the error of the block says more
+
+    async def _commit(self) -> None:
+        try:
+            tag = await self.execute("commit")
+        except DatabaseLostError as exc:
+            raise CommitOutcomeUnknownError(exc.address, exc.cause) from exc
+        if tag == "COMMIT":
+            return
+        # The block swallowed a failed statement; the server rolled back and calls that success.
+        failure = self._failure or QueryError(_FAILED, "a statement had failed")
+        raise QueryError(failure.sqlstate, f"the transaction was rolled back: {failure.message}") from failure
+
+    def _lease_is_gone(self) -> bool:
+        return self._held is None or self._held.broken or self._held.conn.is_closed()
+
+    async def upsert(
+        self, table: str, rows: Iterable[Any], key: Sequence[str], *, columns: Sequence[str] | None = None
+    ) -> bulk.UpsertResult:
+        """Insert or update by `key`; see `Database.upsert`."""
+        lease = self._lease
+        try:
+            return await bulk.upsert(lease.conn, table, rows, key, columns)
+        except BaseException as exc:
+            mine = self._pool.failed(lease, exc)
+            if isinstance(mine, QueryError):
+                self._failure = mine
+            if mine is exc:
+                raise
+            raise mine from exc
