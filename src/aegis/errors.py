@@ -60,6 +60,15 @@ class ConfigError(AegisError, ValueError):
         return "\n  ".join((heading, *self.problems))
 
 
+class MissingSettingError(ConfigError):
+    """A room was opened that cannot work without this variable."""
+
+    def __init__(self, room: str, variable: str) -> None:
+        super().__init__((f"{variable}: not set, but {room} needs it",))
+        self.args = (room, variable)  # so that it survives pickling
+        self.room, self.variable = room, variable
+
+
 # --- embedded servers -------------------------------------------------------------------------------------------------
 
 
@@ -198,13 +207,25 @@ class LoadFailedError(CacheError):
 # --- http -------------------------------------------------------------------------------------------------------------
 
 
+_STOPPED_BY = {
+    "circuit": "the circuit is open by now",
+    "limiter": "no permit can be had in time",
+    "deadline": "the deadline is too near",
+    "budget": "the retry budget is spent",
+}
+
+
 class HttpError(AegisError):
     """
     A call over HTTP did not end well. The URL is already redacted.
 
     `attempts` counts the requests that were tried, `history` describes each of them, `response` is the last answer
-    where one came, `code` the upstream's own code, `retry_after` seconds where the upstream named any.
+    where one came, `code` the upstream's own code, `retry_after` seconds where the upstream named any. `stopped_by`
+    names what kept a further attempt from being made: `circuit`, `limiter`, `deadline` or `budget`.
     """
+
+    #: Class-wide default; set on the one error where it applies, and kept by pickling.
+    stopped_by = ""
 
     def __init__(  # noqa: PLR0917 - positional, so that the arguments survive pickling
         self,
@@ -226,8 +247,8 @@ class HttpError(AegisError):
 
     def __str__(self) -> str:
         code = f" [{self.code}]" if self.code else ""
-        budget = "; the retry budget is spent" if self.retry_budget_exhausted else ""
-        return f"{self.method} {self.url} (attempt {self.attempts}): {self.detail}{code}{budget}"
+        stopped = f"; no further attempt: {_STOPPED_BY[self.stopped_by]}" if self.stopped_by else ""
+        return f"{self.method} {self.url} (attempt {self.attempts}): {self.detail}{code}{stopped}"
 
 
 class HttpStatusError(HttpError):

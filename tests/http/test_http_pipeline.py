@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import pickle
 import traceback
-from dataclasses import dataclass, field
 
 import msgspec
 import pytest
+from scripted_server import CountingLimiter, Limit, answer
 
 from aegis.backoff import Backoff
 from aegis.config import HttpConfig
@@ -27,84 +26,7 @@ from aegis.errors import (
 )
 from aegis.http import BreakerPolicy, HttpClient, Ok, Profile, Reauth, RetryPolicy, Throttled
 
-FAST = RetryPolicy(backoff=Backoff(0.001, 0.002), throttle_backoff=Backoff(0.001, 0.002))
 SECRET = "s3cret+/value=="
-
-
-def answer(status: int = 200, body: bytes = b"{}", headers: str = "") -> bytes:
-    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
-
-
-@dataclass
-class Server:
-    """Answers each request with the next step: bytes, or None to drop the connection."""
-
-    steps: list = field(default_factory=list)
-    requests: list = field(default_factory=list)
-    delay_s: float = 0.0
-
-    tasks: set = field(default_factory=set)
-
-    async def serve(self, reader, writer):
-        self.tasks.add(asyncio.current_task())
-        try:
-            await self.answer_all(reader, writer)
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
-
-    async def answer_all(self, reader, writer):
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                sizes = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-                body = await reader.readexactly(int(sizes[0].split(b":")[1])) if sizes else b""
-                self.requests.append(head + body)
-                await asyncio.sleep(self.delay_s)
-                step = self.steps.pop(0) if self.steps else answer()
-                if step is None:
-                    break
-                writer.write(step)
-
-
-@pytest.fixture
-async def server():
-    made = Server()
-    listener = await asyncio.start_server(made.serve, "127.0.0.1", 0)
-    made.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    yield made
-    listener.close()
-    for task in made.tasks:
-        task.cancel()
-    await asyncio.gather(*made.tasks, return_exceptions=True)
-
-
-@pytest.fixture
-async def http():
-    config = HttpConfig(max_body=100_000, timeout=5.0, attempt_timeout=2.0, connect_timeout=1.0)
-    async with HttpClient(config) as client:
-        yield client.with_retry(FAST)
-
-
-@dataclass
-class CountingLimiter:
-    permits: int = 0
-    held: list = field(default_factory=list)
-    refuse: bool = False
-
-    async def wait(self, limit, key="", cost=1, timeout=None):
-        if self.refuse:
-            raise RateLimitTimeoutError(limit.name, timeout, 9.0)
-        self.permits += 1
-        return 0.0
-
-    async def hold(self, limit, seconds, key=""):
-        self.held.append(seconds)
-
-
-class Limit:
-    name, hold_max = "test", 60.0
 
 
 def by_body(request, response):

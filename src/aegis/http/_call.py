@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 
+from multidict import CIMultiDict
+
 from aegis.errors import (
     AegisError,
     AmbiguousOutcomeError,
@@ -22,7 +24,6 @@ from aegis.errors import (
     HttpConnectionError,
     HttpError,
     HttpTimeoutError,
-    RateLimitTimeoutError,
     RejectedError,
     ThrottledError,
     TransientError,
@@ -51,6 +52,22 @@ class Outcome:
     failed: bool | None = False  #: for the breaker; None counts neither way
     renew: bool = False
 
+    def stopped(self, by: str) -> Outcome:
+        """The same outcome, marked: it stands because a further attempt was kept from being made."""
+        if self.error is not None:
+            self.error.stopped_by = by
+        if self.response is not None:
+            self.response = replace(self.response, stopped_by=by)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """No attempt could be made, by the circuit, the limiter or the deadline; `error` is raised if it was the first."""
+
+    by: str
+    error: AegisError
+
 
 class Call:
     """One call in progress."""
@@ -65,76 +82,78 @@ class Call:
         self.secrets = settings.redactor.values(request.url, request.headers, request.content)
         self.history: list[Attempt] = []
         self.renewed = False
+        self.sent_at = 0.0
 
     async def run(self) -> Response:
         """Attempt until there is an answer to return or an error to raise."""
         self.shared.calls += 1
         self.shared.in_flight += 1
         try:
-            outcome = await self._attempts()
+            outcome, error = await self._attempts()
         finally:
             self.shared.in_flight -= 1
-        if outcome.error is not None:
+        if error is not None:
             self.shared.failures += 1
-            if isinstance(outcome.error, AmbiguousOutcomeError):
+            if isinstance(error, AmbiguousOutcomeError):
                 self.shared.ambiguous += 1
-            self._log(logging.ERROR, "http call failed", outcome.name, str(outcome.error))
-            raise outcome.error
+            self._log(logging.ERROR, "http call failed", outcome.name, self.settings.redactor.text(str(error)))
+            raise error
         assert outcome.response is not None
         return outcome.response
 
-    async def _attempts(self) -> Outcome:
+    async def _attempts(self) -> tuple[Outcome, AegisError | None]:
         last: Outcome | None = None
-        policy = self.settings.retry
         number = 0
         while True:
             number += 1
-            outcome = await self._attempt(number, last)
-            if outcome is None:
-                assert last is not None
-                return last
+            outcome = await self._attempt(number)
+            if isinstance(outcome, Stopped):
+                if last is None:
+                    return Outcome(outcome.by), outcome.error
+                return last.stopped(outcome.by), last.error
             last = outcome
-            if outcome.renew and not self.renewed and self.settings.renew is not None:
-                if await self._renew(outcome):
-                    number -= 1
-                    continue
-                return outcome
-            if not outcome.retry or number >= policy.attempts:
-                return outcome
-            backoff = policy.throttle_backoff if outcome.throttled else policy.backoff
-            delay_s = max(outcome.after_s or 0.0, backoff.delay_s(number))
-            if delay_s >= self.deadline - monotonic():
-                return outcome
-            cost = policy.throttle_cost if outcome.throttled else policy.transient_cost
-            if not self.upstream.budget.spend(cost):
-                self.shared.budget_refusals += 1
-                if outcome.error is not None:
-                    outcome.error.retry_budget_exhausted = True
-                return outcome
+            if outcome.renew and await self._renew(outcome):
+                number -= 1
+                continue
+            delay_s = self._retry_in_s(outcome, number)
+            if delay_s is None:
+                return outcome, outcome.error
             self.shared.retries += 1
             self._log(logging.WARNING, "http retry", outcome.name, f"in {delay_s:.3f} s")
             await asyncio.sleep(delay_s)
 
-    async def _attempt(self, number: int, last: Outcome | None) -> Outcome | None:
-        """One attempt; None when it could not be made and the outcome before it stands."""
+    def _retry_in_s(self, outcome: Outcome, number: int) -> float | None:
+        """When to try again; None when this outcome is the last. A delay beyond the deadline ends the call now."""
+        policy = self.settings.retry
+        if not outcome.retry or number >= policy.attempts:
+            return None
+        backoff = policy.throttle_backoff if outcome.throttled else policy.backoff
+        delay_s = max(outcome.after_s or 0.0, backoff.delay_s(number))
+        if delay_s >= self.deadline - monotonic():
+            outcome.stopped("deadline")
+            return None
+        if not self.upstream.budget.spend(policy.throttle_cost if outcome.throttled else policy.transient_cost):
+            self.shared.budget_refusals += 1
+            outcome.stopped("budget")
+            if outcome.error is not None:
+                outcome.error.retry_budget_exhausted = True
+            return None
+        return delay_s
+
+    async def _attempt(self, number: int) -> Outcome | Stopped:
+        """One attempt; `Stopped` when it could not be made, and then nothing was sent."""
         breaker = self.upstream.breaker
         era, wait_s = breaker.enter(monotonic())
         if era < 0:
             self.shared.circuit_refusals += 1
-            if last is not None:
-                return None
             reason = f"the circuit of {self.upstream.host} is open; next probe in {wait_s:.1f} s; nothing was sent"
-            return Outcome("circuit_open", error=self._error(CircuitOpenError, reason, retry_after=wait_s))
+            return Stopped("circuit", self._error(CircuitOpenError, reason, retry_after=wait_s))
         failed: bool | None = None
         try:
-            waited_s = await self._permit(last is None)
-            if waited_s is None:
-                return None
-            remaining_s = self.deadline - monotonic()
-            if remaining_s <= 0:
-                reason = f"the total deadline of {self.timeout_s:.3f} s passed waiting for a permit; nothing was sent"
-                return None if last is not None else Outcome("timeout", error=self._error(HttpTimeoutError, reason))
-            outcome = await self._send(number, waited_s, remaining_s)
+            waited_s = await self._permit()
+            if isinstance(waited_s, Stopped):
+                return waited_s
+            outcome = await self._send(number, waited_s, self.deadline - monotonic())
             failed = outcome.failed
         finally:
             breaker.leave(era, monotonic(), failed=failed)
@@ -145,29 +164,31 @@ class Call:
             await self._hold(outcome)
         return outcome
 
-    async def _permit(self, first: bool) -> float | None:
-        """Seconds waited for the permit; None when there is none in time and an earlier outcome stands."""
-        settings = self.settings
-        if settings.limiter is None:
-            return 0.0
-        began = monotonic()
-        try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.deadline - began):
-                await settings.limiter.wait(settings.limit, key=settings.limit_key, timeout=self.deadline - began)
-        except RateLimitTimeoutError:
-            if first:
-                raise
-            return None
-        except TimeoutError:
-            return self.deadline - began + 1.0
+    async def _permit(self) -> float | Stopped:
+        """Seconds waited for the permit. An error of the limiter (its refusal, its outage) stays as it is."""
+        settings, began = self.settings, monotonic()
+        error: AegisError | None = None
+        if settings.limiter is not None:
+            try:
+                async with asyncio.timeout(max(0.0, self.deadline - began)):
+                    await settings.limiter.wait(settings.limit, key=settings.limit_key, timeout=self.deadline - began)
+            except AegisError as exc:
+                error = exc
+            except TimeoutError:
+                pass  # the limiter overslept: the deadline below says so
         waited_s = monotonic() - began
         self.shared.permit_wait_s += waited_s
+        if error is not None:
+            return Stopped("limiter", error)
+        if monotonic() >= self.deadline:
+            reason = f"the total deadline of {self.timeout_s:.3f} s passed before an attempt began; nothing was sent"
+            return Stopped("deadline", self._error(HttpTimeoutError, reason))
         return waited_s
 
     async def _send(self, number: int, waited_s: float, remaining_s: float) -> Outcome:
         settings, shared, sent = self.settings, self.shared, Sent()
         shared.attempts += 1
-        began = monotonic()
+        began = self.sent_at = monotonic()
         answer = await send(
             shared.session(),
             self.request,
@@ -231,13 +252,14 @@ class Call:
         if isinstance(verdict, Ok | Empty):
             return Outcome("ok" if isinstance(verdict, Ok) else "empty", response)
         idempotent, after_s = self.request.idempotent, response.retry_after
+        if isinstance(verdict, Throttled) and verdict.after_s is not None:
+            after_s = verdict.after_s
         message = verdict.message or f"status {response.status}"
 
         def error(kind: type[HttpError]) -> HttpError:
             return self._error(kind, message, response, verdict.code, after_s)
 
         if isinstance(verdict, Throttled):
-            after_s = verdict.after_s if verdict.after_s is not None else after_s
             retry = idempotent or not verdict.executed
             return Outcome("throttled", response, error(ThrottledError), retry, after_s, throttled=True, failed=None)
         if isinstance(verdict, Reauth):
@@ -251,17 +273,18 @@ class Call:
         return Outcome("ambiguous", response, error(AmbiguousOutcomeError), failed=True)
 
     async def _renew(self, outcome: Outcome) -> bool:
-        """Ask for new credentials, once, within the deadline."""
-        assert self.settings.renew is not None
+        """Whether there are new credentials to try; asked for once per call, within the deadline."""
+        if self.settings.renewal is None or self.renewed:
+            return False
         assert outcome.response is not None
         self.renewed = True
         try:
             async with asyncio.timeout(max(0.0, self.deadline - monotonic())):
-                headers = await self.settings.renew(self.request, outcome.response)
+                headers = await self.settings.renewal.headers(self.request, outcome.response, self.sent_at)
         except TimeoutError:
             return False
-        fresh = self.request.headers.__class__(self.request.headers)  # type: ignore[call-arg]
-        fresh.update(headers)  # type: ignore[attr-defined]
+        fresh = CIMultiDict(self.request.headers)
+        fresh.update(headers)
         self.request = replace(self.request, headers=fresh)
         self.secrets |= self.settings.redactor.values("", fresh)
         return True

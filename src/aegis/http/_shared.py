@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,11 @@ import aiohttp
 
 from aegis.config import HttpConfig
 from aegis.errors import ClosedError
+from aegis.http._renewal import Renewal
 from aegis.http._wire import legacy_rsa_context, open_session
 from aegis.http.breaker import Breaker, BreakerPolicy
 from aegis.http.profile import Profile
-from aegis.http.records import Limiter, Renew
+from aegis.http.records import Limiter
 from aegis.http.redact import Redactor
 from aegis.http.retry import RetryBudget, RetryPolicy
 
@@ -29,10 +31,10 @@ class Settings:
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
     redactor: Redactor = field(default_factory=Redactor)
     profile: Profile | None = None
-    limiter: Limiter | None = None
+    limiter: Limiter[Any] | None = None
     limit: Any = None
     limit_key: str = field(default="", repr=False)
-    renew: Renew | None = None
+    renewal: Renewal | None = None
     tls: ssl.SSLContext | None = None
 
 
@@ -54,6 +56,7 @@ class Shared:
         self.throttled = self.ambiguous = self.circuit_refusals = self.budget_refusals = 0
         self.permit_wait_s, self.body_bytes, self.in_flight = 0.0, 0, 0
         self.upstreams: dict[tuple[str, BreakerPolicy, float], Upstream] = {}
+        self.flights: set[asyncio.Task[Any]] = set()  #: renewals in progress; they outlive the call that began them
         self._session: aiohttp.ClientSession | None = None
         self._legacy: ssl.SSLContext | None = None
 
@@ -67,7 +70,10 @@ class Shared:
         )
 
     async def close(self) -> None:
-        """Close the pool."""
+        """Close the pool, and end the renewals that are in progress."""
+        for flight in self.flights:
+            flight.cancel()
+        await asyncio.gather(*self.flights, return_exceptions=True)
         session, self._session = self._session, None
         if session is not None:
             await session.close()

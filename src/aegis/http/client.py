@@ -17,10 +17,11 @@ from multidict import CIMultiDict
 
 from aegis.config import HttpConfig
 from aegis.http._call import Call
+from aegis.http._renewal import Renewal
 from aegis.http._shared import Settings, Shared
 from aegis.http.breaker import BreakerPolicy
 from aegis.http.profile import Profile, Request, Response
-from aegis.http.records import HttpStats, Limit, Limiter, Renew
+from aegis.http.records import HttpStats, Limiter, LimitT, Renew
 from aegis.http.retry import IDEMPOTENT_METHODS, RetryPolicy
 
 _DEFAULT_HEADERS = {"User-Agent": "aegis"}
@@ -52,7 +53,7 @@ class HttpClient:
 
     # --- derive ---
 
-    def with_rate_limiter(self, limiter: Limiter, limit: Limit, key: str = "") -> HttpClient:
+    def with_rate_limiter(self, limiter: Limiter[LimitT], limit: LimitT, key: str = "") -> HttpClient:
         """A client that takes one permit of `limit` for every request that goes on the wire."""
         return self._derive(replace(self._settings, limiter=limiter, limit=limit, limit_key=key))
 
@@ -78,8 +79,12 @@ class HttpClient:
         return self._derive(replace(self._settings, redactor=self._settings.redactor.with_names(names)))
 
     def with_reauth(self, reauth: Renew) -> HttpClient:
-        """A client that renews its credentials, at most once per call, when the profile says `Reauth`."""
-        return self._derive(replace(self._settings, renew=reauth))
+        """
+        A client that renews its credentials, at most once per call, when the profile says `Reauth`.
+
+        Calls that are refused together share one renewal, so one `with_reauth` stands for one set of credentials.
+        """
+        return self._derive(replace(self._settings, renewal=Renewal(reauth, self._shared.flights)))
 
     def with_tls(self, context: SSLContext) -> HttpClient:
         """A client with its own TLS rules."""

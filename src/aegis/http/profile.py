@@ -44,6 +44,7 @@ class Response:
     elapsed_s: float = 0.0
     retry_after: float | None = None  #: seconds, where the upstream named any
     charset: str | None = None  #: what the profile assumes when the server says nothing
+    stopped_by: str = ""  #: what kept a further attempt from being made: circuit, limiter, deadline or budget
 
     @property
     def ok(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 from aegis.http.profile import Request, Response
 
@@ -23,14 +23,18 @@ class Limit(Protocol):
         ...
 
 
-class Limiter(Protocol):
+LimitT = TypeVar("LimitT", bound=Limit)
+_LimitT_contra = TypeVar("_LimitT_contra", bound=Limit, contravariant=True)
+
+
+class Limiter(Protocol[_LimitT_contra]):
     """Where permits come from."""
 
-    async def wait(self, limit: Limit, key: str = "", cost: int = 1, timeout: float | None = None) -> float:
+    async def wait(self, limit: _LimitT_contra, key: str = "", cost: int = 1, timeout: float | None = None) -> float:
         """Return when a permit is due, with the seconds waited; raise `RateLimitTimeoutError` when none can be."""
         ...
 
-    async def hold(self, limit: Limit, seconds: float, key: str = "") -> None:
+    async def hold(self, limit: _LimitT_contra, seconds: float, key: str = "") -> None:
         """Pause the limit for everybody."""
         ...
 

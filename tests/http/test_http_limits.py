@@ -1,0 +1,134 @@
+"""With the real limiter on a real server: permits, holds and refusals as the upstream would see them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from time import monotonic
+
+import pytest
+from scripted_server import FAST, CountingLimiter, Limit, answer, until
+
+from aegis.errors import CircuitOpenError, HttpTimeoutError, RateLimitTimeoutError, ThrottledError, TransientError
+from aegis.http import BreakerPolicy, Ok, Profile, Throttled, Transient
+from aegis.redis import Rate, RateLimit, RateLimiter
+
+SLOW = RateLimit("http-test", Rate(2, per=30.0))
+
+
+def classify(request, response):
+    if b"slow down" in response.content:
+        return Throttled(7.5, message="too fast")
+    return Transient("down") if response.status == 503 else Ok()
+
+
+PROFILE = Profile("test", classify)
+
+
+async def test_every_request_on_the_wire_takes_a_permit_of_the_shared_limiter(server, http, redis):
+    """A dropped kept-alive connection and a 503 are requests like any other: three sent, three permits gone."""
+    limiter, limit = RateLimiter(redis), RateLimit("http-test", Rate(50, per=30.0))
+    client = http.with_rate_limiter(limiter, limit, key="account")
+    await client.get(server.url)
+    server.steps = [None, answer(503), answer(200)]
+    response = await client.get(server.url)
+    assert (response.attempts, len(server.requests)) == (3, 4)
+    assert (await limiter.peek(limit, key="account")).used == 4
+
+
+async def test_a_permit_that_cannot_come_in_time_ends_the_call_before_anything_is_sent(server, http, redis, caplog):
+    """The refusal is the limiter's own error, at once, counted as a failed call and as no failure of the upstream."""
+    client = http.with_rate_limiter(RateLimiter(redis), SLOW).with_breaker(BreakerPolicy(calls_min=1))
+    for _ in range(2):
+        await client.get(server.url)
+    began = monotonic()
+    with pytest.raises(RateLimitTimeoutError) as caught:
+        await client.get(server.url, timeout=2.0)
+    assert monotonic() - began < 1.0
+    assert caught.value.retry_after_s > 20
+    assert (len(server.requests), client.stats().failures) == (2, 1)
+    assert list(client.stats().circuits.values()) == ["closed"]
+    assert [r.http_outcome for r in caplog.records if r.levelno == logging.ERROR] == ["limiter"]
+
+
+async def test_a_cancelled_permit_wait_gives_its_slot_to_the_next(server, http, redis):
+    """The reservation of a cancelled call is free again, so nobody waits for a request that never comes."""
+    limiter, limit = RateLimiter(redis), RateLimit("http-test", Rate(1, per=0.5))
+    client = http.with_rate_limiter(limiter, limit)
+    await client.get(server.url)
+    task = asyncio.create_task(client.get(server.url))
+    await until(lambda: limiter.stats().waiting == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await client.get(server.url, timeout=1.5)
+    assert len(server.requests) == 2
+
+
+async def test_a_refusal_of_the_upstream_holds_everybody_back(server, http, redis):
+    """One process is told to come back in 7.5 s: another process' limiter knows it, and the error says when."""
+    limiter, other = RateLimiter(redis), RateLimiter(redis)
+    limit = RateLimit("http-test", Rate(50, per=1.0))
+    server.steps = [answer(200, b"slow down")]
+    with pytest.raises(ThrottledError) as caught:
+        await http.with_profile(PROFILE).with_rate_limiter(limiter, limit).get(server.url, timeout=3.0)
+    assert (caught.value.retry_after, caught.value.stopped_by, caught.value.attempts) == (7.5, "deadline", 1)
+    assert 6.0 < (await other.peek(limit)).held_for <= 7.5
+
+
+async def test_the_verdicts_own_pause_beats_the_header(server, http):
+    """`ThrottledError.retry_after` is what the client acts on: the profile's number, else the header's."""
+    client = http.with_profile(PROFILE).without_retry()
+    server.steps = [answer(200, b"slow down", "Retry-After: 99\r\n"), answer(503, headers="Retry-After: 99\r\n")]
+    with pytest.raises(ThrottledError) as caught:
+        await client.get(server.url)
+    assert caught.value.retry_after == 7.5
+    with pytest.raises(TransientError) as caught:
+        await client.get(server.url)
+    assert caught.value.retry_after == 99.0
+
+
+class OnePermit(CountingLimiter):
+    async def wait(self, limit, key="", cost=1, timeout=None):
+        self.refuse = self.permits > 0
+        return await super().wait(limit, key, cost, timeout)
+
+
+async def test_an_error_says_what_kept_the_next_attempt_from_being_made(server, http):
+    """By an open circuit, the limiter, the deadline or the budget; the first failure stays the error."""
+    client = http.with_profile(PROFILE)
+    breaker = BreakerPolicy(calls_min=1)
+    cases = {
+        "circuit": client.with_breaker(breaker),
+        "limiter": client.with_rate_limiter(OnePermit(), Limit()),
+        "budget": client.with_retry(type(FAST)(backoff=FAST.backoff, budget_tokens=5.0)),
+    }
+    for reason, case in cases.items():
+        server.steps = [answer(503)] * 4
+        with pytest.raises(TransientError, match="no further attempt") as caught:
+            await case.get(server.url)
+        error = pickle.loads(pickle.dumps(caught.value))
+        assert (error.stopped_by, error.response.status, error.code) == (reason, 503, "down")
+        assert error.retry_budget_exhausted == (reason == "budget")
+    with pytest.raises(CircuitOpenError):
+        await client.with_breaker(breaker).get(server.url)
+
+
+async def test_a_returned_response_says_it_as_well(server, http):
+    """Without a profile there is no error to carry it."""
+    server.steps = [answer(503)] * 4
+    response = await http.with_rate_limiter(OnePermit(), Limit()).get(server.url)
+    assert (response.status, response.stopped_by, response.attempts) == (503, "limiter", 1)
+    server.steps = [answer(503)] * 4
+    response = await http.get(server.url)
+    assert (response.stopped_by, response.attempts) == ("", 4)
+
+
+async def test_a_limiter_that_oversleeps_does_not_send_after_the_deadline(server, http):
+    """The total deadline holds for a limiter that ignores its timeout, and the wait is counted."""
+    client = http.with_rate_limiter(CountingLimiter(gate=asyncio.Event()), Limit())
+    with pytest.raises(HttpTimeoutError, match="nothing was sent"):
+        await client.get(server.url, timeout=0.1)
+    assert server.requests == []
+    assert client.stats().permit_wait_s >= 0.09
