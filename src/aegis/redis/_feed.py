@@ -128,22 +128,24 @@ class Feed:
                 parts = tuple(own_id if part == OWN_ID else part for part in command)
             reply = await link.send(pack(parts))
             if isinstance(reply, hiredis.ReplyError):
-                raise RedisUnavailableError(self._config.address, f"{command[0]} {command[1]} refused: {reply}")
+                raise RedisUnavailableError(self._config.address, f"{command[0]} {command[1]} refused: {reply!s}")
 
     async def _watch(self, link: Link) -> None:
         """Return when the link is lost or does not answer."""
         while not self._lost_event.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost_event.wait(), _PING_EVERY_S)
-                return
             sent_at = time.monotonic()
             try:
-                await asyncio.wait_for(link.send(pack(("PING",))), _PING_TIMEOUT_S)
+                # not wait_for: until 3.12 it loses a cancellation that coincides with the reply, and `close` would hang
+                async with asyncio.timeout(_PING_TIMEOUT_S):
+                    await link.send(pack(("PING",)))
                 if self._on_heard is not None:
                     self._on_heard(sent_at)
             except (TimeoutError, ConnectionResetError):
                 link.abort("no answer to PING")
                 return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PING_EVERY_S):
+                    await self._lost_event.wait()
 
     def _push(self, reply: list[Any]) -> None:
         kind = reply[0]
