@@ -1,6 +1,6 @@
 """Redis for many processes: one fast connection, exact limits, a coherent cache, a broadcast without silent loss."""
 
-from aegis.redis.cache import TTL, Cache, CacheStats
+from aegis.redis.cache import TTL, Cache, CacheEntry, CacheStats
 from aegis.redis.client import Redis
 from aegis.redis.pubsub import Gap, PubSub, PubSubStats, Subscription, Update
 from aegis.redis.ratelimit import Decision, Lane, LimiterStats, Rate, RateLimit, RateLimiter, Usage
@@ -8,6 +8,7 @@ from aegis.redis.ratelimit import Decision, Lane, LimiterStats, Rate, RateLimit,
 __all__ = [
     "TTL",
     "Cache",
+    "CacheEntry",
     "CacheStats",
     "Decision",
     "Gap",

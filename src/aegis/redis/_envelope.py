@@ -2,40 +2,40 @@
 How a value lies in Redis: a fixed head, the generations of its tags, msgpack.
 
 What cannot be read is a miss and never an exception: foreign bytes, a cut-off value, another version, a value of
-another schema. The head carries a fingerprint of the type, because msgspec alone would read an old record into a new
-class by filling in defaults. Rejected: pickle (runs code of whoever can write to Redis), JSON (twice the size and no
-bytes), class names as schema (moving a class is no change of schema, adding a field is).
+another schema. The head carries a fingerprint of the type (`_schema.py`), because msgspec alone would read an old
+record into a new class by filling in defaults. Rejected: pickle (runs code of whoever can write to Redis), JSON (twice
+the size and no bytes).
 """
 
 from __future__ import annotations
 
-import enum
-import hashlib
 import os
 import struct
-import types
 import zlib
 from collections.abc import Hashable
-from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 import msgspec
 
-_HEAD = struct.Struct(">2sBB8s4sQQII")  # magic, flags, tags, identity, fingerprint, hard ms, soft ms, delta us, length
+from aegis.redis._schema import ANY, accepted_by, fingerprint, fingerprint_of_value
+
+#: magic and version, flags, tags, identity, fingerprint, hard ms, soft ms, delta us, bytes of payload
+_HEAD = struct.Struct(">2sBB8s4sQQII")
 _MAGIC = b"\xae\x01"  # the second byte is the version of this layout
 _ZLIB = 1
 _TAG = struct.Struct(">HB")  # bytes of the tag's name, of its generation
-_ANY = bytes(4)
+_HEAD_BYTES, _unpack_head = _HEAD.size, _HEAD.unpack_from
 
 #: How many first bytes tell one stored value from any other.
 IDENTITY_BYTES = 12
 COMPRESS_ABOVE_BYTES = 4096
+#: A payload that claims to be larger than this when inflated is damaged.
+_INFLATED_BYTES_MAX = 512 * 1024 * 1024
 _encode = msgspec.msgpack.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A value as it lies in Redis, its payload not decoded yet."""
 
     identity: bytes  #: first bytes of the envelope: unique to this one write
@@ -74,65 +74,73 @@ def pack(
 
 def unpack(raw: Any) -> Entry | None:
     """The entry in these bytes, or None when they are not one that this version wrote completely."""
-    if type(raw) is not bytes or len(raw) < _HEAD.size:
+    if type(raw) is not bytes or len(raw) < _HEAD_BYTES:
         return None
-    magic, flags, count, _, fingerprint, hard_ms, soft_ms, delta_us, length = _HEAD.unpack_from(raw)
+    magic, flags, count, _, mark, hard_ms, soft_ms, delta_us, length = _unpack_head(raw)
     if magic != _MAGIC or flags > _ZLIB:
         return None
+    tags: tuple[tuple[str, bytes], ...] = ()
     try:
-        at, tags = _HEAD.size, []
-        for _ in range(count):
-            name_length, generation_length = _TAG.unpack_from(raw, at)
-            at += _TAG.size
-            name = raw[at : at + name_length].decode()
-            at += name_length
-            tags.append((name, raw[at : at + generation_length]))
-            at += generation_length
-        payload = raw[at:]
+        if count:
+            tags, at = _unpack_tags(raw, count)
+            payload = raw[at:]
+        else:
+            payload = raw[_HEAD_BYTES:]
         if len(payload) != length:
             return None
         if flags:
-            payload = zlib.decompress(payload)
+            payload = _inflated(payload)
     except (struct.error, UnicodeDecodeError, zlib.error):
         return None
-    return Entry(raw[:IDENTITY_BYTES], fingerprint, hard_ms, soft_ms, delta_us, tuple(tags), payload)
+    return Entry(raw[:IDENTITY_BYTES], mark, hard_ms, soft_ms, delta_us, tags, payload)
+
+
+def _unpack_tags(raw: bytes, count: int) -> tuple[tuple[tuple[str, bytes], ...], int]:
+    at, tags = _HEAD_BYTES, []
+    for _ in range(count):
+        name_length, generation_length = _TAG.unpack_from(raw, at)
+        at += _TAG.size
+        name = raw[at : at + name_length].decode()
+        at += name_length
+        tags.append((name, raw[at : at + generation_length]))
+        at += generation_length
+    return tuple(tags), at
+
+
+def _inflated(payload: bytes) -> bytes:
+    inflater = zlib.decompressobj()
+    inflated = inflater.decompress(payload, _INFLATED_BYTES_MAX)
+    if not inflater.eof or inflater.unused_data:
+        raise zlib.error("incomplete or too large")
+    return inflated
 
 
 class Codec:
-    """Encodes and decodes one type, and knows which fingerprints it may read."""
+    """Decodes one type, and knows which fingerprints it may read."""
 
-    __slots__ = ("_decode", "accepted", "fingerprint", "type")
+    __slots__ = ("_accepted", "_fingerprint", "payload", "type")
 
     def __init__(self, type_: Any) -> None:
-        self.type, self.fingerprint = type_, fingerprint(type_)
-        self._decode = msgspec.msgpack.Decoder(type_).decode
-        members = get_args(type_) if get_origin(type_) in {Union, types.UnionType} else ()
-        self.accepted = frozenset({_ANY, *(fingerprint(each) for each in (type_, *members))})
+        self.type = type_
+        #: The value in an encoded payload; ValueError (msgspec.DecodeError) when it is not of the type.
+        self.payload = msgspec.msgpack.Decoder(type_).decode
+        self._fingerprint, self._accepted = fingerprint(type_), accepted_by(type_)
 
     def decode(self, entry: Entry) -> Any:
         """
         The value.
 
         Raises:
-            ValueError: the payload is not a value of this type.
+            ValueError: the payload is not a value of this type, or was written for another schema.
         """
-        if entry.fingerprint not in self.accepted and self.fingerprint != _ANY:
+        if self._accepted and entry.fingerprint not in self._accepted:
             raise ValueError("written for another schema")
-        return self._decode(entry.payload)
-
-    def payload(self, payload: bytes) -> Any:
-        """The value in an encoded payload."""
-        return self._decode(payload)
+        return self.payload(entry.payload)
 
     def fingerprint_of(self, value: Any) -> bytes:
-        """What to write beside `value`: its own type's fingerprint for a record, the declared type's otherwise."""
-        if isinstance(value, msgspec.Struct) or is_dataclass(value):
-            return _fingerprint_of_class(type(value))
-        return _ANY if value is None else self.fingerprint
-
-
-def _fingerprint_of_class(cls: Any) -> bytes:
-    return fingerprint(cls)
+        """What to write beside a loaded value: a record's own type, else the declared one."""
+        own = fingerprint_of_value(value)
+        return self._fingerprint if own == ANY and value is not None else own
 
 
 def encode(value: Any) -> bytes:
@@ -153,37 +161,3 @@ def _codec(type_: Hashable) -> Codec:
 def codec_for(type_: Any) -> Codec:
     """The codec of a type, made once."""
     return _codec(type_)
-
-
-@lru_cache(maxsize=1024)
-def fingerprint(type_: Hashable) -> bytes:
-    """Four bytes that change when the fields of a type do, and not when it moves or its defaults change."""
-    if type_ in {Any, object} or type_ in _PLAIN:
-        return _ANY
-    shape = _shape(msgspec.inspect.type_info(type_), ())
-    return hashlib.blake2b(repr(shape).encode(), digest_size=4).digest()
-
-
-#: Types without fields: what msgspec checks while decoding is all there is to check.
-_PLAIN = frozenset({dict, list, tuple, set, frozenset, str, bytes, int, float, bool, type(None)})
-#: Parts of a description that say where a type lives or what it fills in, not what is stored.
-_NOT_STORED = frozenset({"cls", "default", "default_factory", "extra", "extra_json_schema"})
-
-
-def _shape(info: Any, above: tuple[Any, ...]) -> Any:
-    if isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field):
-        cls = getattr(info, "cls", None)
-        if cls is not None and cls in above:  # a type that contains itself
-            return ("again", above.index(cls))
-        if isinstance(info, msgspec.inspect.EnumType):
-            return ("enum", sorted(repr(member.value) for member in info.cls))
-        below = above if cls is None else (*above, cls)
-        fields = [
-            (name, _shape(getattr(info, name), below)) for name in info.__struct_fields__ if name not in _NOT_STORED
-        ]
-        return (type(info).__name__, *fields)
-    if isinstance(info, tuple | list):
-        return [_shape(each, above) for each in info]
-    if isinstance(info, enum.Enum | type):
-        return getattr(info, "__name__", repr(info))
-    return info

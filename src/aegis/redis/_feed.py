@@ -128,7 +128,7 @@ class Feed:
                 parts = tuple(own_id if part == OWN_ID else part for part in command)
             reply = await link.send(pack(parts))
             if isinstance(reply, hiredis.ReplyError):
-                raise RedisUnavailableError(self._config.address, f"{command[0]} {command[1]} refused: {reply!s}")
+                raise RedisUnavailableError(self._config.address, f"{command[0]!s} {command[1]!s} refused: {reply}")
 
     async def _watch(self, link: Link) -> None:
         """Return when the link is lost or does not answer."""

@@ -13,27 +13,32 @@ import copy
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from aegis.errors import ClosedError
+from aegis.redis._envelope import Codec
+
 
 class Flight:
     """
     Callers waiting for one outcome.
 
-    `run` returns a function that makes each caller's own copy of the value. With `background` the load goes on when
-    nobody waits.
+    `start(run)`: `run` returns a function that makes each caller's own copy of the value. With `background` the load
+    goes on when nobody waits. `on_end` is called, perhaps more than once, when nobody may board any more.
     """
 
-    __slots__ = ("_on_end", "_waiting", "background", "key", "tags", "task")
+    __slots__ = ("_on_end", "_waiting", "background", "codec", "key", "tags", "task")
 
-    def __init__(self, key: str, on_end: Callable[[Flight], None], *, background: bool = False) -> None:
-        self.key, self.background = key, background
-        self.tags: tuple[str, ...] = ()
+    def __init__(
+        self, key: str, codec: Codec, tags: tuple[str, ...], on_end: Callable[[Flight], None], *, background: bool
+    ) -> None:
+        self.key, self.codec, self.tags, self.background = key, codec, tags, background
         self._on_end = on_end
         self._waiting: set[asyncio.Future[Any]] = set()
         self.task: asyncio.Task[None] | None = None
 
-    def start(self, run: Coroutine[Any, Any, Callable[[], Any]]) -> None:
+    def start(self, run: Coroutine[Any, Any, Callable[[], Any]]) -> asyncio.Task[None]:
         """Take off: the outcome of `run` is everybody's."""
-        self.task = asyncio.create_task(self._fly(run), name=f"aegis load {self.key}")
+        self.task = asyncio.create_task(self._fly(run), name=f"aegis cache load {self.key}")
+        return self.task
 
     async def wait(self) -> Any:
         """The value, or the load's error as an exception of the caller's own."""
@@ -43,33 +48,29 @@ class Flight:
             return await future
         finally:
             self._waiting.discard(future)
+            if future.done() and not future.cancelled():
+                future.exception()  # cancelled while the outcome was on its way: nobody shall report it as lost
             if not self._waiting and not self.background and self.task is not None and not self.task.done():
-                self._on_end(self)  # from here on nobody may board a flight that is being cancelled
+                self._on_end(self)  # from here on nobody may board: it is being cancelled
                 self.task.cancel()
 
     async def _fly(self, run: Coroutine[Any, Any, Callable[[], Any]]) -> None:
         try:
             copy_of_value = await run
+        except asyncio.CancelledError:  # by the last caller who left, or because the cache is closed
+            self._land(lambda future: future.set_exception(ClosedError("Cache")))
+            raise
         except Exception as exc:  # noqa: BLE001 - whatever the loader raises belongs to its callers
-            self.land_with_error(exc)
+            error = exc  # the name of an except clause ends with it
+            self._land(lambda future: future.set_exception(fresh(error)))
         else:
-            self.land(copy_of_value)
-        finally:
-            self._on_end(self)
+            self._land(lambda future: future.set_result(copy_of_value()))
 
-    def land(self, copy_of_value: Callable[[], Any]) -> None:
-        """Give everybody a value."""
+    def _land(self, tell: Callable[[asyncio.Future[Any]], None]) -> None:
         self._on_end(self)
         for future in self._waiting:
             if not future.done():
-                future.set_result(copy_of_value())
-
-    def land_with_error(self, exc: Exception) -> None:
-        """Give everybody an error of their own."""
-        self._on_end(self)
-        for future in self._waiting:
-            if not future.done():
-                future.set_exception(fresh(exc))
+                tell(future)
 
 
 def fresh(exc: Exception) -> Exception:

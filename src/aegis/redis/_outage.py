@@ -9,66 +9,73 @@ redis-py's defaults).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aegis.backoff import Backoff
-from aegis.errors import RedisError, ServerReplyError
-from aegis.redis.client import Redis
+from aegis.errors import RedisError, RedisUnavailableError, ServerReplyError
 
 log = logging.getLogger("aegis.redis")
 
+_PAUSES = Backoff(0.1, 1.0, 0.05)
+
 
 class Outage:
-    """Whether the server answers. `up` is read before every question; `failed` is told about every failure."""
+    """
+    Whether the server answers. `up` is read before every question; `failed` is told about every failure.
 
-    def __init__(self, redis: Redis, timeout_s: float, what: str) -> None:
+    `ask` is the probe's question: it raises RedisError while the server is away, and makes up for what was missed.
+    """
+
+    def __init__(self, what: str, address: str, ask: Callable[[], Awaitable[None]]) -> None:
         self.up = True
         self.failures = 0
-        self._redis, self._timeout_s, self._what = redis, timeout_s, what
+        self._what, self._address, self._ask = what, address, ask
         self._probe: asyncio.Task[None] | None = None
-        self._refusing: str | None = None
+        self._refusal: ServerReplyError | None = None
+        self._cause: RedisError | None = None
 
     def failed(self, exc: RedisError) -> None:
         """Note a failure; logs one line when the state changes."""
         self.failures += 1
+        self._cause = exc
         if isinstance(exc, ServerReplyError):  # it answers, if only to refuse: full, read-only, loading
-            if self._refusing != exc.code:
-                self._refusing = exc.code
-                log.warning("%s: the server refuses: %s", self._what, exc)
-            return
-        if self.up:
+            if self._refusal is None or self._refusal.code != exc.code:
+                self._refusal = exc
+                log.warning("%s: the server refuses, going on without: %s", self._what, exc)
+        elif self.up:
             self.up = False
             log.warning("%s: going on without Redis: %s", self._what, exc)
             self._probe = asyncio.create_task(self._ask_until_it_answers(), name="aegis cache probe")
 
     def accepted(self) -> None:
         """Note that the server took a write."""
-        if self._refusing is not None:
-            self._refusing = None
+        if self._refusal is not None:
+            self._refusal = None
             log.info("%s: the server accepts again", self._what)
+
+    def error(self) -> RedisError:
+        """What to raise for those who want to know."""
+        if self.up and self._cause is not None:
+            return self._cause
+        return RedisUnavailableError(self._address, f"not asked, because it did not answer: {self._cause}")
 
     async def close(self) -> None:
         """End the probe."""
         task, self._probe = self._probe, None
         if task is not None:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.gather(task, return_exceptions=True)
 
-    async def _ask_until_it_answers(self, on_up: Callable[[], None] | None = None) -> None:
-        backoff, attempt = Backoff(0.1, 1.0, 0.05), 1
+    async def _ask_until_it_answers(self) -> None:
+        attempt = 1
         while True:
-            await asyncio.sleep(backoff.delay_s(attempt))
+            await asyncio.sleep(_PAUSES.delay_s(attempt))
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    await self._redis.execute("PING", timeout=self._timeout_s)
-            except (RedisError, TimeoutError):
+                await self._ask()
+            except RedisError:
                 attempt += 1
                 continue
             self.up = True
             log.info("%s: Redis answers again", self._what)
-            if on_up is not None:
-                on_up()
             return

@@ -1,96 +1,73 @@
 """
-The shared cache: one load in the whole fleet, typed values, and an outage that costs milliseconds.
+The shared cache: one load in the whole fleet, a microsecond hit, and an outage that costs milliseconds.
 
-A value is loaded under a lease in Redis. Whoever holds the lease loads; the others wait for the announcement that the
-script makes which stores the value. Whoever sets or deletes the key takes the lease away, so a load that began before
-can no longer overwrite what came after. Tags are generations that an entry carries from before its load, so no clocks
-are compared. Rejected: SET NX beside GET (two questions, and a late holder overwrites), polling for the lock.
+Two tiers: decoded values in this process (`_tier.py`), which the server calls back when they change (`_tether.py`), and
+encoded ones in Redis (`_shelf.py`, `_envelope.py`). What is in neither is loaded under a lease (`_loads.py`), by a task
+that outlives any single caller (`_flight.py`). When Redis does not answer, callers go on without it (`_outage.py`).
+
+Rejected: SET NX beside GET for the lock (a late holder overwrites), polling for it, timestamps for tags (clocks differ
+between hosts), pickle (runs code of whoever can write to Redis).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import os
-import random
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
-from inspect import isawaitable
-from typing import Any, TypeVar, overload
+from time import monotonic
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-import msgspec
-
-from aegis.errors import CacheTypeError, LoadFailedError, LoadTimeoutError
-from aegis.redis._envelope import Codec, Entry, codec_for, encode, pack, unpack
-from aegis.redis._feed import Feed
-from aegis.redis._flight import Flight, fresh
-from aegis.redis._sharing import copier
+from aegis.redis._batch import Batch
+from aegis.redis._cache_stats import TTL, CacheStats, Counters, Lifetime, milliseconds
+from aegis.redis._cached import KeyTemplate, result_type
+from aegis.redis._envelope import codec_for, encode, pack
+from aegis.redis._loads import AbsentError, Loads, Plan, call, encoded
+from aegis.redis._reader import Reader, Reading, is_early
+from aegis.redis._schema import fingerprint_of_value
 from aegis.redis._shelf import UNANSWERED, Shelf
+from aegis.redis._tether import Tether
+from aegis.redis._tier import LocalEntry, Tier
 from aegis.redis.client import Redis
 
 T = TypeVar("T")
 D = TypeVar("D")
-Lifetime = float | timedelta
-_MISSING: Any = object()
-
-
-class TTL:
-    """Times to live, in seconds."""
-
-    SHORT = 60.0
-    MEDIUM = 600.0
-    LONG = 3600.0
-    DAILY = 86400.0
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
-class CacheStats:
-    """What happened since the cache was made."""
+class CacheEntry:
+    """What `inspect` shows of a value."""
 
-    redis_hits: int = 0
-    misses: int = 0
-    loads: int = 0
-    load_errors: int = 0
-    joined: int = 0  #: callers who waited for somebody else's load in this process
-    redis_errors: int = 0
-    up: bool = True
-
-    @property
-    def hits(self) -> int:
-        """Hits of all tiers."""
-        return self.redis_hits
-
-
-@dataclass(slots=True)
-class _Counters:
-    redis_hits: int = 0
-    misses: int = 0
-    loads: int = 0
-    load_errors: int = 0
-    joined: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How one `get_or_set` wants its value."""
-
-    codec: Codec
-    load: Callable[[], Any]
-    ttl: Lifetime | Callable[[Any], Lifetime]
-    error_ttl_s: float
+    key: str
+    value: Any  #: as plain lists, dicts and scalars
+    expires_in_s: float | None  #: None: never
+    fresh_for_s: float  #: negative: it is served only within `stale_s`
+    load_s: float  #: how long its load took; 0.0 when it was set
     tags: tuple[str, ...]
+    bytes: int  #: in Redis, with its envelope
 
 
 class Cache:
     """
     Values shared by all processes that use the same server and prefix.
 
-    Its background work ends with the `Redis` it was given. `lease_s` is how long a load's right lasts unless renewed:
-    after a `kill -9` of the loading process another one loads within that time. `load_timeout_s` ends a loader that
-    hangs. `patience_s` is the longest wait for one answer of the server before the cache goes on without it.
+    Make it inside the `async with` of its `Redis`; its background work ends with that. It starts to connect its
+    invalidation link with the first use.
+
+    - `local_entries`, `local_bytes`: bounds of the in-process tier; 0 entries: none. Its bytes are estimated from the
+      encoded size.
+    - `lease_s`: how long the right to load lasts unless renewed. After a `kill -9` of the loading process another one
+      loads within that time. At most 10.
+    - `load_timeout_s`: a loader that takes longer is cancelled, and its callers get `LoadTimeoutError`.
+    - `patience_s`: longest wait for one answer of the server, before this process goes on without it and asks again in
+      the background.
+    - `concurrent_loads`: most loaders that run at once in this process, also while Redis is away.
+    - `on_outage`: what `get`, `set` and `delete` do when Redis does not answer: "miss" (nothing; what could not be
+      deleted is deleted when Redis is back) or "raise". `get_or_set` never raises for it.
+    - `jitter`: by what part at most a fixed `ttl` of loaded values and of `set_many` is shortened at random.
+    - `eagerness`: above 1 refreshes hot values earlier before they expire, 0 never.
     """
 
     def __init__(
@@ -98,35 +75,67 @@ class Cache:
         redis: Redis,
         prefix: str = "aegis",
         *,
+        local_entries: int = 10_000,
+        local_bytes: int = 64 * 1024 * 1024,
         lease_s: float = 5.0,
         load_timeout_s: float = 30.0,
-        patience_s: float = 0.1,
+        patience_s: float = 0.08,
+        concurrent_loads: int = 64,
+        on_outage: Literal["miss", "raise"] = "miss",
         jitter: float = 0.05,
+        eagerness: float = 1.0,
     ) -> None:
-        if not 0 < lease_s <= 10:
-            raise ValueError(f"lease_s={lease_s} must be above 0 and at most 10")
-        self._redis, self._lease_ms, self._load_timeout_s = redis, int(lease_s * 1000), load_timeout_s
-        self._jitter = jitter
+        _check("lease_s", lease_s, 0.01, 10)
+        _check("load_timeout_s", load_timeout_s, 0.001, 86_400)
+        _check("patience_s", patience_s, 0.001, 10)
+        _check("concurrent_loads", concurrent_loads, 1, 1_000_000)
+        _check("jitter", jitter, 0, 0.5)
+        _check("eagerness", eagerness, 0, 1000)
+        _check("local_entries", local_entries, 0, 100_000_000)
+        if on_outage not in {"miss", "raise"}:
+            raise ValueError(f"on_outage={on_outage!r} is neither 'miss' nor 'raise'")
+        self._redis, self._space, self._eagerness = redis, "", eagerness
+        self._raises = on_outage == "raise" and redis.enabled
+        self._count = Counters()
         self._shelf = Shelf(redis, prefix, patience_s)
-        self._count = _Counters()
-        self._flights: dict[str, Flight] = {}
-        self._failures: dict[str, tuple[float, Exception]] = {}
-        self._announced: dict[str, asyncio.Event] = {}
-        self._feed: Feed | None = None
-        self._feed_up = False
-        self._background: set[asyncio.Task[Any]] = set()
+        self._tier = Tier(local_entries, local_bytes)
+        self._entries = self._tier.entries
+        self._reader = Reader(self._shelf, self._tier, self._count, eagerness)
+        self._loads = Loads(
+            self._shelf, self._reader, self._count,
+            lease_s=lease_s, load_timeout_s=load_timeout_s, concurrent_max=concurrent_loads, jitter=jitter,
+        )  # fmt: skip
+        self._tether = Tether(self._shelf, self._tier, self._loads)
         redis.on_close(self._close)
 
     def __repr__(self) -> str:
-        state = "disabled" if not self._redis.enabled else "up" if self._shelf.outage.up else "without Redis"
-        return f"<Cache {self._shelf.prefix!r} {state} flights={len(self._flights)}>"
+        return (
+            f"<Cache {self._shelf.prefix!r} {self._state} local={len(self._entries)} loads={len(self._loads.flights)}>"
+        )
+
+    def namespace(self, name: str) -> Cache:
+        """The same cache, with `name:` before every key and tag. It shares connection, tier and counts."""
+        derived = object.__new__(Cache)
+        derived.__dict__.update(self.__dict__)
+        derived._space = f"{self._space}{name}:"
+        return derived
+
+    @property
+    def _state(self) -> str:
+        if not self._redis.enabled:
+            return "disabled"
+        return "up" if self._shelf.outage.up else "down"
 
     def stats(self) -> CacheStats:
         """What happened so far."""
-        count = self._count
+        count, tier = self._count, self._tier
         return CacheStats(
-            count.redis_hits, count.misses, count.loads, count.load_errors, count.joined,
-            self._shelf.outage.failures, self._shelf.outage.up,
+            local_hits=count.local_hits, redis_hits=count.redis_hits, misses=count.misses, unreadable=count.unreadable,
+            loads=count.loads, load_errors=count.load_errors, joined=count.joined, waited=count.waited,
+            stale_serves=count.stale_serves, refreshes=count.refreshes, refused_stores=count.refused_stores,
+            errors=self._shelf.outage.failures, bytes_read=count.bytes_read, bytes_written=count.bytes_written,
+            local_entries=len(tier.entries), local_bytes=tier.bytes, evictions=tier.evictions,
+            invalidations=tier.invalidations, state=self._state, local_trusted=tier.trusted,
         )  # fmt: skip
 
     # --- one value ---
@@ -138,61 +147,79 @@ class Cache:
     @overload
     async def get(self, key: str, type: Any = Any, *, default: Any = None) -> Any: ...
     async def get(self, key: str, type: Any = Any, *, default: Any = None) -> Any:  # noqa: A002 - the contract's name
-        """The value, or `default` when there is none that can be read as `type`."""
-        codec = codec_for(type)
-        raw = await self._shelf.ask("GET", self._shelf.value_key(key))
-        entry, value = await self._readable(raw, codec)
-        if entry is None:
+        """The value, or `default` when there is none that can be read as `type` and is fresh."""
+        if self._space:
+            key = self._space + key
+        local = self._entries.get(key)
+        if local is not None and (local.type is type or local.type == type):
+            now = monotonic()
+            if now < local.soft_at and now < self._tier.trusted_until:
+                local.used = True
+                self._count.local_hits += 1
+                return local.value if local.copy is None else local.copy()
+        reading = await self._read(key, type)
+        if reading is None or reading.fresh_left_s <= 0:
             self._count.misses += 1
             return default
         self._count.redis_hits += 1
-        return value
+        return reading.value
 
     async def set(self, key: str, value: Any, ttl: Lifetime = TTL.MEDIUM, tags: Sequence[str] = ()) -> None:
-        """Store a value for `ttl` seconds; a load of this key that is under way will not overwrite it."""
-        ttl_ms = milliseconds(ttl, key)
-        payload = _encoded(key, value)
-        self._forget(key)
-        generations = await self._generations_made(tags)
-        if generations is None:
-            return
-        fingerprint = codec_for(type(value)).fingerprint_of(value) if not isinstance(value, dict | list) else bytes(4)
-        envelope = pack(payload, fingerprint, hard_ms=ttl_ms, soft_ms=ttl_ms, tags=generations)
-        await self._shelf.set(key, envelope, ttl_ms, tags)
+        """
+        Store a value for `ttl` seconds; a load of this key that is under way will not overwrite it.
+
+        When it could not be stored, the old value is removed as soon as Redis answers, so that it does not come back.
+        """
+        await self._set_all({key: value}, ttl, tags, jitter=False)
 
     async def delete(self, key: str) -> bool:
         """Remove a value, and the right of loads under way to store one. Whether there was a value."""
+        key = self._name(key)
         self._forget(key)
-        return bool(await self._shelf.delete(key))
+        reply = await self._shelf.delete(key)
+        self._tier.drop(key)  # what was read between our question and its answer
+        self._answered(reply)
+        return bool(reply)
 
-    async def delete_if(self, key: str, expected: Any, type: Any = Any) -> bool:  # noqa: A002 - the contract's name
+    async def delete_if(self, key: str, expected: Any, type: Any = Any) -> bool:  # noqa: A002 - as in get
         """
         Remove a value only if it still equals `expected`; whether that was so.
 
         For a token that the upstream refuses: of many processes that notice, each removes only the token that it
-        used, never the one that another has just obtained.
+        used, never the one that another has just obtained. A load under way goes on.
         """
-        raw = await self._shelf.ask("GET", self._shelf.value_key(key))
-        entry, value = await self._readable(raw, codec_for(type))
-        if entry is None or value != expected:
+        key = self._name(key)
+        raw = await self._shelf.get(key)
+        self._answered(raw)
+        reading, entry = await self._reader.readable(raw, 0, codec_for(type)) if raw else (None, None)
+        if reading is None or entry is None or reading.value != expected:
             return False
-        return bool(await self._shelf.delete_if(key, entry.identity))
+        self._tier.drop(key)
+        reply = await self._shelf.delete_if(key, entry.identity)
+        self._tier.drop(key)
+        self._answered(reply)
+        return bool(reply)
 
     async def invalidate(self, tag: str) -> None:
         """Remove every value that carries `tag`, also those being loaded right now. One command, however many."""
-        for flight in [flight for flight in self._flights.values() if tag in flight.tags]:
-            self._forget(flight.key)
-        await self._shelf.invalidate(tag)
+        tag = self._name(tag)
+        self._loads.forget_tag(tag)
+        self._tier.drop_tag(tag)
+        reply = await self._shelf.invalidate(tag)
+        self._tier.drop_tag(tag)
+        self._answered(reply)
 
     @overload
     async def get_or_set(
-        self, key: str, load: Callable[[], Awaitable[T]], type: type[T], *,
-        ttl: Lifetime | Callable[[T], Lifetime] = ..., error_ttl_s: float = ..., tags: Sequence[str] = ...,
+        self, key: str, load: Callable[[], Awaitable[T] | T], type: type[T], *,
+        ttl: Lifetime | Callable[[T], Lifetime] = ..., stale_s: float = ..., error_ttl_s: float = ...,
+        tags: Sequence[str] = ...,
     ) -> T: ...  # fmt: skip
     @overload
     async def get_or_set(
         self, key: str, load: Callable[[], Any], type: Any = Any, *,
-        ttl: Lifetime | Callable[[Any], Lifetime] = ..., error_ttl_s: float = ..., tags: Sequence[str] = ...,
+        ttl: Lifetime | Callable[[Any], Lifetime] = ..., stale_s: float = ..., error_ttl_s: float = ...,
+        tags: Sequence[str] = ...,
     ) -> Any: ...  # fmt: skip
     async def get_or_set(
         self,
@@ -201,355 +228,326 @@ class Cache:
         type: Any = Any,  # noqa: A002 - the contract's name
         *,
         ttl: Lifetime | Callable[[Any], Lifetime] = TTL.MEDIUM,
+        stale_s: float = 0.0,
         error_ttl_s: float = 1.0,
         tags: Sequence[str] = (),
     ) -> Any:
         """
         The value; where there is none, `load()` makes it, once for all callers in all processes.
 
-        `ttl` may be a function of the loaded value (a token knows when it expires) and is then kept exactly; a fixed
-        one is shortened by a few per cent at random, so that what was loaded together does not expire together.
+        `ttl` may be a function of the loaded value (a token knows when it expires) and is then kept exactly. For
+        `stale_s` beyond it the old value is served at once while one process loads a new one, and goes on being served
+        when that fails. Of a value that can be changed every caller gets a copy of its own.
 
         Raises:
-            Exception: what the loader raised, for `error_ttl_s` also to those who ask later.
+            Exception: what the loader raised, for `error_ttl_s` also to those who ask later, in every process; where
+                it cannot be rebuilt in another process, `LoadFailedError` with the same words.
             LoadTimeoutError: the loader did not return within `load_timeout_s`.
+            CacheTypeError: what it returned is not of this type, or cannot be encoded.
         """
-        if not callable(ttl):
-            milliseconds(ttl, key)
-        codec = codec_for(type)
-        flight = self._flights.get(key)
-        if flight is None:
-            raw = await self._shelf.ask("GET", self._shelf.value_key(key))
-            entry, value = await self._readable(raw, codec)
-            if entry is not None:
-                self._count.redis_hits += 1
-                return value
-            flight = self._flights.get(key)
-        self._count.misses += 1
-        if flight is not None:
-            self._count.joined += 1
-            return await flight.wait()
-        failure = self._failures.get(key)
-        if failure is not None:
-            if failure[0] > time.monotonic():
-                raise fresh(failure[1])
-            del self._failures[key]
-        flight = self._flights[key] = Flight(key, self._landed)
-        flight.tags = tuple(tags)
-        flight.start(self._fly(flight, _Plan(codec, load, ttl, error_ttl_s, flight.tags)))
-        return await flight.wait()
+        name = self._space + key if self._space else key
+        local = self._entries.get(name)
+        if local is not None and (local.type is type or local.type == type):
+            now = monotonic()
+            if now < local.fresh_until and now < self._tier.trusted_until:
+                local.used = True
+                self._count.local_hits += 1
+                return local.value if local.copy is None else local.copy()
+        plan = self._plan(key, load, type, ttl, stale_s, error_ttl_s, tags)
+        return await self._get_or_load(name, plan, local)
+
+    def cached(
+        self,
+        *,
+        key: str,
+        ttl: Lifetime = TTL.MEDIUM,
+        type: Any = None,  # noqa: A002 - as in get
+        stale_s: float = 0.0,
+        error_ttl_s: float = 1.0,
+        tags: Sequence[str] = (),
+    ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+        """
+        Cache what an async function returns, under a key made from its arguments: `key="stock:{code}"`.
+
+        Tags may have fields, too. The type is the annotated one unless given. The function gets two attributes:
+        `key_of(*args)` and `forget(*args)`, which deletes.
+
+        Raises:
+            ValueError: a template names something that is not a parameter; raised when the function is decorated.
+        """
+        milliseconds(ttl, key)
+
+        def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+            key_of = KeyTemplate(key, function)
+            tags_of = [KeyTemplate(tag, function) for tag in tags]
+            returned = result_type(function) if type is None else type
+
+            @functools.wraps(function)
+            async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+                result: T = await self.get_or_set(
+                    key_of(*args, **kwargs),
+                    functools.partial(function, *args, **kwargs),
+                    returned,
+                    ttl=ttl,
+                    stale_s=stale_s,
+                    error_ttl_s=error_ttl_s,
+                    tags=[tag_of(*args, **kwargs) for tag_of in tags_of],
+                )
+                return result
+
+            async def forget(*args: P.args, **kwargs: P.kwargs) -> bool:
+                return await self.delete(key_of(*args, **kwargs))
+
+            wrapped.__dict__.update(key_of=key_of, forget=forget)
+            return wrapped
+
+        return decorate
 
     # --- many values ---
 
-    async def get_many(self, keys: Iterable[str], type: Any = Any) -> dict[str, Any]:  # noqa: A002 - the contract's name
-        """The values that are there, by key, in one round trip."""
-        names = list(dict.fromkeys(keys))
-        if not names:
-            return {}
-        codec, found = codec_for(type), {}
-        raws = await self._shelf.ask("MGET", *(self._shelf.value_key(name) for name in names))
-        for name, raw in zip(names, raws or [None] * len(names), strict=True):
-            entry, value = await self._readable(raw, codec)
-            if entry is not None:
-                found[name] = value
-        self._count.redis_hits += len(found)
-        self._count.misses += len(names) - len(found)
-        return found
+    async def get_many(self, keys: Iterable[str], type: Any = Any) -> dict[str, Any]:  # noqa: A002 - as in get
+        """The fresh values that are there, by key, in one round trip. A missing key is absent from the result."""
+        names = {self._name(key): key for key in keys}
+        readings = await self._read_all(list(names), type)
+        fresh = {names[name]: each.value for name, each in readings.items() if each.fresh_left_s > 0}
+        self._count.misses += len(names) - len(fresh)
+        return {key: fresh[key] for key in names.values() if key in fresh}
 
     async def set_many(self, values: Mapping[str, Any], ttl: Lifetime = TTL.MEDIUM, tags: Sequence[str] = ()) -> None:
-        """Store many values in one round trip."""
-        await asyncio.gather(*(self.set(key, value, ttl, tags) for key, value in values.items()))
+        """Store many values in one round trip (one more when they carry tags)."""
+        await self._set_all(values, ttl, tags, jitter=True)
 
     async def get_or_set_many(
         self,
         keys: Iterable[str],
         load_many: Callable[[list[str]], Any],
-        type: Any = Any,  # noqa: A002 - the contract's name
+        type: Any = Any,  # noqa: A002 - as in get
         *,
-        ttl: Lifetime = TTL.MEDIUM,
+        ttl: Lifetime | Callable[[Any], Lifetime] = TTL.MEDIUM,
+        stale_s: float = 0.0,
         error_ttl_s: float = 1.0,
         tags: Sequence[str] = (),
     ) -> dict[str, Any]:
         """
         The values by key; `load_many(missing)` returns a mapping of those that are missing.
 
-        A key that the loader does not return is absent from the result and not cached; one that nobody asked for is
-        ignored; a key given twice is loaded once.
+        It is called once, with the keys that nobody else is loading; overlapping batches load each key once. A key that
+        it does not return is absent from the result and not cached; one that it was not asked for is ignored (storing
+        it could bring back what was deleted meanwhile); a key given twice counts once. An error fails the whole call.
         """
-        found = await self.get_many(keys, type)
-        batch = _Batch([key for key in dict.fromkeys(keys) if key not in found], load_many)
+        names = {self._name(key): key for key in keys}
+        readings = await self._read_all(list(names), type)
+        missing = [name for name in names if name not in readings or readings[name].fresh_left_s <= -stale_s]
+        batch = Batch(missing, functools.partial(_load_named, load_many, names), self._loads)
+        plans = {}
+        for name, key in names.items():
+            load = functools.partial(batch.load, name)
+            plans[name] = self._plan(key, load, type, ttl, stale_s, error_ttl_s, tags, batch)
+        self._count.misses += len(missing)
+        found = {name: each.value for name, each in readings.items() if name not in missing}
+        for name in found:
+            self._refresh_if_due(name, plans[name], readings[name])
         outcomes = await asyncio.gather(
-            *(
-                self.get_or_set(key, partial(batch.load, key), type, ttl=ttl, error_ttl_s=error_ttl_s, tags=tags)
-                for key in batch.keys
-            ),
-            return_exceptions=True,
+            *(self._load(name, plans[name], readings.get(name)) for name in missing), return_exceptions=True
         )
-        for key, outcome in zip(batch.keys, outcomes, strict=True):
-            if isinstance(outcome, _AbsentError):
+        for name, outcome in zip(missing, outcomes, strict=True):
+            if isinstance(outcome, AbsentError):
                 continue
             if isinstance(outcome, BaseException):
                 raise outcome
-            found[key] = outcome
-        return found
+            found[name] = outcome
+        return {key: found[name] for name, key in names.items() if name in found}
 
-    # --- loading ---
+    # --- looking in ---
 
-    async def _fly(self, flight: Flight, plan: _Plan) -> Callable[[], Any]:
-        """Get the value from whoever has it, or load it."""
-        key, token, seen = flight.key, os.urandom(16).hex().encode(), b""
-        self._start_feed()
-        while True:
-            event = self._announced.setdefault(key, asyncio.Event())
-            event.clear()
-            reply = await self._shelf.lead(key, token, self._lease_ms, seen, plan.tags)
-            if reply is UNANSWERED or reply is None:
-                return await self._load(flight, plan, None, ())
-            state, raw, left_ms, *generations = reply
-            if state == 0:
-                return await self._load(flight, plan, token, tuple(generations))
-            if state == 1:
-                entry, value = await self._readable(raw, plan.codec)
-                if entry is not None:
-                    self._count.redis_hits += 1
-                    return _sharer(value, partial(plan.codec.payload, entry.payload))
-                seen = raw[:64]
-                continue
-            if state == 3:
-                raise LoadFailedError(key, raw.decode(errors="replace"))
-            await self._announcement(event, left_ms)
-
-    async def _announcement(self, event: asyncio.Event, left_ms: int) -> None:
-        """Wait until the load elsewhere is announced as ended, its lease runs out, or without a feed a little."""
-        limit_s = max(left_ms, 1) / 1000 + random.uniform(0.001, 0.02)
-        if self._feed is None or not self._feed_up:
-            limit_s = min(limit_s, random.uniform(0.05, 0.25))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await event.wait()
-
-    async def _load(
-        self, flight: Flight, plan: _Plan, token: bytes | None, generations: tuple[bytes, ...]
-    ) -> Callable[[], Any]:
-        """Run the loader and store what it brings; without a token nothing can be stored."""
-        key = flight.key
-        renewal = self._spawn(self._keep_lease(key, token)) if token else None
-        self._count.loads += 1
-        started = time.perf_counter()
-        try:
-            value = await self._loaded(key, plan.load)
-            payload = _encoded(key, value)
-            value = _typed(key, payload, plan.codec, value)
-            ttl_ms = self._ttl_ms(key, plan.ttl, value)
-        except asyncio.CancelledError:
-            if token:
-                self._spawn(self._shelf.release(key, token))
-            raise
-        except Exception as exc:
-            self._count.load_errors += 1
-            self._remember_failure(key, exc, plan.error_ttl_s)
-            if token:
-                await self._shelf.release(key, token)
-            raise
-        finally:
-            if renewal is not None:
-                renewal.cancel()
-        if token:
-            tags = tuple(zip(plan.tags, generations, strict=True))
-            delta_s = time.perf_counter() - started
-            envelope = pack(
-                payload, plan.codec.fingerprint_of(value), hard_ms=ttl_ms, soft_ms=ttl_ms, delta_s=delta_s, tags=tags
-            )
-            await self._shelf.store(key, token, envelope, ttl_ms, plan.tags)
-        return _sharer(value, partial(plan.codec.payload, payload))
-
-    async def _loaded(self, key: str, load: Callable[[], Any]) -> Any:
-        """What the loader returns, within its deadline. A loader that ignores its cancellation is left behind."""
-        task = asyncio.ensure_future(_call(load))
-        try:
-            done, _ = await asyncio.wait({task}, timeout=self._load_timeout_s)
-        except asyncio.CancelledError:
-            _abandon(task)
-            raise
-        if not done:
-            _abandon(task)
-            raise LoadTimeoutError(key, self._load_timeout_s)
-        if task.cancelled():
-            raise LoadFailedError(key, "the loader cancelled itself")
-        return task.result()
-
-    async def _keep_lease(self, key: str, token: bytes) -> None:
-        while True:
-            await asyncio.sleep(self._lease_ms / 3000)
-            if await self._shelf.renew(key, token, self._lease_ms) == 0:
-                return
-
-    def _ttl_ms(self, key: str, ttl: Lifetime | Callable[[Any], Lifetime], value: Any) -> int:
-        if callable(ttl):
-            return milliseconds(ttl(value), key)
-        exact = milliseconds(ttl, key)
-        return max(1, int(exact * (1 - random.random() * self._jitter)))
-
-    def _remember_failure(self, key: str, exc: Exception, error_ttl_s: float) -> None:
-        if error_ttl_s > 0:
-            if len(self._failures) >= 1024:
-                self._failures.clear()
-            self._failures[key] = (time.monotonic() + error_ttl_s, fresh(exc).with_traceback(None))
-
-    # --- what is shared ---
-
-    async def _readable(self, raw: Any, codec: Codec) -> tuple[Entry | None, Any]:
-        """The entry and its value, if these bytes are one that `codec` can read and no tag has been invalidated."""
-        entry = unpack(raw)
-        if entry is None:
-            return None, None
-        try:
-            value = codec.decode(entry)
-        except (ValueError, msgspec.MsgspecError):
-            return None, None
-        if entry.tags:
-            present = await self._shelf.generations([tag for tag, _ in entry.tags])
-            if present != [generation for _, generation in entry.tags]:
-                return None, None
-        return entry, value
-
-    async def _generations_made(self, tags: Sequence[str]) -> tuple[tuple[str, bytes], ...] | None:
-        if not tags:
-            return ()
-        reply = await self._shelf.tags(tags, os.urandom(16).hex().encode())
-        if not isinstance(reply, list):
+    async def inspect(self, key: str) -> CacheEntry | None:
+        """What lies in Redis under this key, without its type; None when there is nothing that can be read."""
+        name = self._name(key)
+        raw, left_ms = await self._shelf.get_with_ttl(name)
+        self._answered(raw)
+        if not raw:
             return None
-        return tuple(zip(tags, reply, strict=True))
+        reading, entry = await self._reader.readable(raw, left_ms, codec_for(Any))
+        if reading is None or entry is None:
+            return None
+        return CacheEntry(
+            key, reading.value, left_ms / 1000 if left_ms >= 0 else None, reading.fresh_left_s, reading.delta_s,
+            tuple(tag for tag, _ in entry.tags), len(raw),
+        )  # fmt: skip
 
-    def _forget(self, key: str) -> None:
-        """Who asks from now on must not board a load that began before."""
-        self._flights.pop(key, None)
-        self._failures.pop(key, None)
+    async def keys(self, pattern: str = "*", limit: int = 1000) -> list[str]:
+        """
+        Keys that match a glob pattern, at most `limit`, sorted; found by SCAN, which never blocks the server.
 
-    def _landed(self, flight: Flight) -> None:
-        if self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
-            self._announced.pop(flight.key, None)
+        On a large server it takes many round trips. Keys that come or go meanwhile may or may not be among them.
+        """
+        start, found, cursor = self._shelf.values + "{" + self._space, set[str](), b"0"
+        match = "".join(f"\\{char}" if char in "*?[]\\" else char for char in start) + pattern + "}"
+        while len(found) < limit:
+            reply = await self._shelf.ask("SCAN", cursor, "MATCH", match, "COUNT", 500)
+            self._answered(reply)
+            if reply is UNANSWERED:
+                break
+            cursor, names = reply
+            found.update(name.decode(errors="replace")[len(start) : -1] for name in names)
+            if cursor == b"0":
+                break
+        return sorted(found)[:limit]
 
-    # --- background ---
+    # --- inside ---
 
-    def _start_feed(self) -> None:
-        if self._feed is None and self._redis.enabled:
-            self._feed = Feed(self._redis.config, self._on_message, self._on_up, self._on_down)
-            self._feed.start()
-            self._spawn(self._feed.subscribe(self._shelf.channel.encode()))
+    def _name(self, key: str) -> str:
+        if not key or key[0] == "}":
+            raise ValueError(f"cache key or tag {key!r} must not be empty or begin with a closing brace")
+        return self._space + key
 
-    def _on_up(self) -> None:
-        self._feed_up = True
-        self._wake_all()
+    def _plan(  # noqa: PLR0917 - what the public functions were given, in their order
+        self, key: str, load: Callable[[], Any], type_: Any, ttl: Lifetime | Callable[[Any], Lifetime],
+        stale_s: float, error_ttl_s: float, tags: Sequence[str], batch: Batch | None = None,
+    ) -> Plan:  # fmt: skip
+        self._name(key)
+        if not callable(ttl):
+            milliseconds(ttl, key)
+        if stale_s < 0 or error_ttl_s < 0:
+            raise ValueError(f"stale_s={stale_s} and error_ttl_s={error_ttl_s} of {key!r} must not be negative")
+        return Plan(
+            codec_for(type_), load, ttl, stale_s, error_ttl_s, tuple(map(self._name, tags)),
+            batch.decided if batch is not None else None, batch is None,
+        )  # fmt: skip
 
-    def _on_down(self, why: str) -> None:
-        del why
-        self._feed_up = False
-        self._wake_all()
+    async def _get_or_load(self, key: str, plan: Plan, local: LocalEntry | None) -> Any:
+        reading: Reading | None = None
+        if local is not None and local.type == plan.codec.type and self._serves(local, plan.stale_s):
+            return self._serve_local(key, plan, local)
+        if key not in self._loads.flights or self._loads.flights[key].background:
+            reading = await self._read(key, plan.codec.type, raises=False)
+            if reading is not None and reading.fresh_left_s > -plan.stale_s:
+                self._count.redis_hits += 1
+                self._refresh_if_due(key, plan, reading)
+                return reading.value
+        self._count.misses += 1
+        while True:
+            try:
+                return await self._load(key, plan, reading)
+            except AbsentError:  # we joined a batch, and its loader knows nothing of this key; ours may
+                continue
 
-    def _on_message(self, channel: bytes, payload: Any) -> None:
-        del channel
-        event = self._announced.get(payload.decode())
-        if event is not None:
-            event.set()
+    async def _load(self, key: str, plan: Plan, reading: Reading | None) -> Any:
+        flight = self._loads.flights.get(key)
+        if flight is None:
+            error = self._loads.failures.get(key)
+            if error is not None:
+                if plan.decided is not None:
+                    plan.decided(key, False)
+                raise error
+        flight = self._loads.board(key, plan, reading.identity if reading is not None else b"")
+        value = await flight.wait()
+        if flight.codec is plan.codec:
+            return value
+        try:
+            return plan.codec.payload(encode(value))  # another caller's type: ours may be different
+        except ValueError:
+            return await self._loads.board(key, plan).wait()
 
-    def _wake_all(self) -> None:
-        for event in self._announced.values():
-            event.set()
+    def _serves(self, local: LocalEntry, stale_s: float) -> bool:
+        now = monotonic()
+        return now < self._tier.trusted_until and now < min(local.expires_at, local.soft_at + stale_s)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(coroutine)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
+    def _serve_local(self, key: str, plan: Plan, local: LocalEntry) -> Any:
+        """Fresh but soon to expire, or stale within `stale_s`."""
+        local.used = True
+        self._count.local_hits += 1
+        left_s = local.soft_at - monotonic()
+        self._count.stale_serves += left_s <= 0
+        if left_s <= 0 or is_early(left_s, local.delta_s, self._eagerness):
+            self._loads.refresh(key, plan, local.identity)
+        return local.value if local.copy is None else local.copy()
+
+    def _refresh_if_due(self, key: str, plan: Plan, reading: Reading) -> None:
+        self._count.stale_serves += reading.fresh_left_s <= 0
+        if reading.fresh_left_s <= 0 or is_early(reading.fresh_left_s, reading.delta_s, self._eagerness):
+            self._loads.refresh(key, plan, reading.identity)
+
+    async def _read(self, key: str, type_: Any, *, raises: bool = True) -> Reading | None:
+        if not self._tether.started:
+            self._tether.start()
+        reading = await self._reader.read(key, codec_for(type_))
+        if reading is None and raises and self._raises and not self._shelf.outage.up:
+            raise self._shelf.outage.error()
+        return reading
+
+    async def _read_all(self, names: list[str], type_: Any) -> dict[str, Reading]:
+        """From both tiers; counts the hits."""
+        if not names:
+            return {}
+        if not self._tether.started:
+            self._tether.start()
+        now, codec = monotonic(), codec_for(type_)
+        found: dict[str, Reading] = {}
+        if now < self._tier.trusted_until:
+            for name in names:
+                local = self._entries.get(name)
+                if local is not None and local.type == type_ and now < local.fresh_until:
+                    local.used = True
+                    found[name] = Reading.of_local(local, now)
+        self._count.local_hits += len(found)
+        readings = await self._reader.read_all([name for name in names if name not in found], codec)
+        self._count.redis_hits += sum(each.fresh_left_s > 0 for each in readings.values())
+        return found | readings
+
+    async def _set_all(self, values: Mapping[str, Any], ttl: Lifetime, tags: Sequence[str], *, jitter: bool) -> None:
+        items = []
+        for key, value in values.items():
+            name = self._name(key)
+            ttl_ms = self._loads.ttl_ms(name, ttl) if jitter else milliseconds(ttl, name)
+            items.append((name, encoded(name, value), fingerprint_of_value(value), ttl_ms))
+        if not items:
+            return
+        for name, *_ in items:
+            self._forget(name)
+        tags = [self._name(tag) for tag in tags]
+        generations = await self._shelf.make_generations(tags, os.urandom(12).hex().encode()) if tags else []
+        if generations is UNANSWERED:
+            await asyncio.gather(*(self._shelf.delete(name) for name, *_ in items))
+            self._answered(UNANSWERED)
+            return
+        tagged = tuple(zip(tags, generations, strict=True))
+        envelopes = [
+            (name, pack(payload, mark, hard_ms=ttl_ms, soft_ms=ttl_ms, tags=tagged), ttl_ms)
+            for name, payload, mark, ttl_ms in items
+        ]
+        self._count.bytes_written += sum(len(envelope) for _, envelope, _ in envelopes)
+        replies = await self._shelf.set_all(envelopes, tags)
+        for name, *_ in items:
+            self._tier.drop(name)  # what was read between our question and its answer
+        for reply in replies:
+            self._answered(reply)
+
+    def _forget(self, name: str) -> None:
+        self._loads.forget(name)
+        self._tier.drop(name)
+
+    def _answered(self, reply: Any) -> None:
+        if reply is UNANSWERED and self._raises:
+            raise self._shelf.outage.error()
 
     async def _close(self) -> None:
-        for flight in list(self._flights.values()):
-            if flight.task is not None:
-                flight.task.cancel()
-        for task in list(self._background):
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
-        if self._feed is not None:
-            await self._feed.close()
+        await self._tether.close()
+        await self._loads.close()
         await self._shelf.outage.close()
 
 
-class _AbsentError(Exception):
-    """The batch loader did not return this key."""
+async def _load_named(load_many: Callable[[list[str]], Any], names: Mapping[str, str], asked: list[str]) -> Any:
+    """The batch loader speaks of keys, the cache of names with their namespace."""
+    loaded = await call(functools.partial(load_many, [names[name] for name in asked]))
+    if not isinstance(loaded, Mapping):
+        raise TypeError(f"load_many returned {type(loaded).__name__}, not a mapping of keys to values")
+    return {name: loaded[names[name]] for name in asked if names[name] in loaded}
 
 
-class _Batch:
-    """Collects the keys that fall to this process in one loop turn or round trip, and loads them together."""
-
-    def __init__(self, keys: list[str], load_many: Callable[[list[str]], Any]) -> None:
-        self.keys, self._load_many = keys, load_many
-        self._asked: dict[str, asyncio.Future[Any]] = {}
-
-    async def load(self, key: str) -> Any:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        if not self._asked:
-            asyncio.get_running_loop().call_soon(self._go)
-        self._asked[key] = future
-        return await future
-
-    def _go(self) -> None:
-        asked, self._asked = self._asked, {}
-        task = asyncio.ensure_future(_call(partial(self._load_many, list(asked))))
-        task.add_done_callback(partial(self._share, asked))
-
-    def _share(self, asked: dict[str, asyncio.Future[Any]], task: asyncio.Task[Any]) -> None:
-        exc: BaseException | None = asyncio.CancelledError() if task.cancelled() else task.exception()
-        for key, future in asked.items():
-            if future.done():
-                continue
-            if isinstance(exc, Exception):
-                future.set_exception(fresh(exc))
-            elif exc is not None:
-                future.cancel()
-            elif key in task.result():
-                future.set_result(task.result()[key])
-            else:
-                future.set_exception(_AbsentError(key))
+def _check(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value} must lie between {least:g} and {most:g}")
 
 
-def milliseconds(ttl: Lifetime, key: str) -> int:
-    """A time to live as whole milliseconds; ValueError names the key when it is not one."""
-    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
-    if not 0.001 <= seconds <= 3.2e10:  # a thousand years; Redis refuses what overflows 64 bits of ms
-        raise ValueError(f"ttl={ttl!r} of {key!r} must be at least 0.001 s and at most 3.2e10 s")
-    return round(seconds * 1000)
-
-
-def _encoded(key: str, value: Any) -> bytes:
-    try:
-        return encode(value)
-    except (TypeError, ValueError, OverflowError) as exc:
-        raise CacheTypeError(key, f"{type(value).__name__} cannot be encoded: {exc}") from exc
-
-
-def _typed(key: str, payload: bytes, codec: Codec, value: Any) -> Any:
-    """What a later reader will get: the loaded value as the declared type."""
-    if codec.type is Any:
-        return value
-    try:
-        return codec.payload(payload)
-    except ValueError as exc:
-        raise CacheTypeError(key, f"the loader returned {type(value).__name__}, not {codec.type}: {exc}") from exc
-
-
-def _sharer(value: Any, decode: Callable[[], Any]) -> Callable[[], Any]:
-    """Gives each caller the value, or where it can be changed, a copy."""
-    return copier(value, decode) or (lambda: value)
-
-
-async def _call(load: Callable[[], Any]) -> Any:
-    value = load()
-    return await value if isawaitable(value) else value
-
-
-def _abandon(task: asyncio.Future[Any]) -> None:
-    """Cancel without waiting, and take note of its outcome so that nobody reports it as lost."""
-    task.cancel()
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+__all__ = ["TTL", "Cache", "CacheEntry", "CacheStats"]

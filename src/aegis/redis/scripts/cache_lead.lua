@@ -10,7 +10,7 @@
 -- ms left is that of the value, the lease or the error. All numbers are integers below 2^53.
 local reply = {0, '', 0}
 local value = redis.pcall('GET', KEYS[1])
-if type(value) == 'string' and (ARGV[3] == '' or string.sub(value, 1, #ARGV[3]) ~= ARGV[3]) then
+if type(value) == 'string' and value ~= '' and (ARGV[3] == '' or string.sub(value, 1, #ARGV[3]) ~= ARGV[3]) then
   reply = {1, value, redis.call('PTTL', KEYS[1])}
 else
   local lease = redis.call('GET', KEYS[2])

@@ -1,0 +1,351 @@
+"""
+Loading: who does it, who waits, and what may be stored.
+
+A load runs under a lease in Redis. Whoever holds it loads; others wait for the announcement that the script makes which
+stores the value, or until the lease runs out (its holder was killed). Whoever sets or deletes the key takes the lease
+away, and the script that stores asks for it first: a load that began before cannot overwrite what came after, and a
+process that was stopped and wakes up cannot either.
+
+    board -> flight -> lead -> 0 load -> store
+                         ^     1 a value is there
+                         |     2 somebody loads: wait -+
+                         |     3 it failed lately      |
+                         +-----------------------------+
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from inspect import isawaitable
+from typing import Any
+
+from aegis.errors import CacheTypeError, LoadFailedError, LoadTimeoutError
+from aegis.redis._cache_stats import Counters, Lifetime, milliseconds
+from aegis.redis._envelope import Codec, encode, pack
+from aegis.redis._failure import Failures, rebuild, tell
+from aegis.redis._flight import Flight
+from aegis.redis._reader import Reader
+from aegis.redis._sharing import copier
+from aegis.redis._shelf import UNANSWERED, Shelf
+
+log = logging.getLogger("aegis.redis")
+
+Copies = Callable[[], Any]
+#: True inside a loader: a load within a load must not wait for a place that the outer one holds.
+_loading: ContextVar[bool] = ContextVar("aegis_cache_loading", default=False)
+
+
+class AbsentError(Exception):
+    """A batch loader did not return this key. Never leaves the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How one caller wants a value to be loaded."""
+
+    codec: Codec
+    load: Callable[[], Any]
+    ttl: Lifetime | Callable[[Any], Lifetime]
+    stale_s: float = 0.0
+    error_ttl_s: float = 1.0
+    tags: tuple[str, ...] = ()
+    decided: Callable[[str, bool], None] | None = None  #: for batches: whether this process loads the key
+    takes_place: bool = True  #: counts against the bound of concurrent loads
+
+
+class Loads:
+    """The loads of one process. `announcing` says whether announcements arrive."""
+
+    def __init__(
+        self, shelf: Shelf, reader: Reader, counters: Counters, *,
+        lease_s: float, load_timeout_s: float, concurrent_max: int, jitter: float,
+    ) -> None:  # fmt: skip
+        self._shelf, self._reader, self._count = shelf, reader, counters
+        self._lease_ms, self._load_timeout_s, self._jitter = int(lease_s * 1000), load_timeout_s, jitter
+        self._places = asyncio.Semaphore(concurrent_max)
+        self.flights: dict[str, Flight] = {}
+        self.failures = Failures()
+        self.announcing = False
+        self._events: dict[str, set[asyncio.Event]] = {}
+        self._aloft: set[asyncio.Task[Any]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._complained: set[str] = set()
+
+    # --- boarding ---
+
+    def board(self, key: str, plan: Plan, seen: bytes = b"") -> Flight:
+        """The flight for this key; a new one when none is under way."""
+        flight = self.flights.get(key)
+        if flight is not None:
+            self._count.joined += 1
+            if plan.decided is not None:
+                plan.decided(key, False)
+            return flight
+        return self._take_off(key, plan, seen, background=False)
+
+    def refresh(self, key: str, plan: Plan, seen: bytes) -> None:
+        """Load again in the background, unless that is going on already or failed a moment ago."""
+        if key not in self.flights and self._shelf.outage.up and self.failures.get(key) is None:
+            self._take_off(key, plan, seen, background=True)
+
+    def _take_off(self, key: str, plan: Plan, seen: bytes, *, background: bool) -> Flight:
+        flight = self.flights[key] = Flight(key, plan.codec, plan.tags, self._landed, background=background)
+        task = flight.start(self._fly(flight, plan, seen))
+        self._aloft.add(task)
+        task.add_done_callback(self._aloft.discard)
+        return flight
+
+    def _landed(self, flight: Flight) -> None:
+        if self.flights.get(flight.key) is flight:
+            del self.flights[flight.key]
+
+    def forget(self, key: str) -> None:
+        """The key was set or deleted: who asks from now on must not board a load that began before."""
+        self.flights.pop(key, None)
+        self.failures.forget(key)
+
+    def forget_tag(self, tag: str) -> None:
+        """As `forget`, for all keys that are being loaded with this tag."""
+        for flight in [flight for flight in self.flights.values() if tag in flight.tags]:
+            self.forget(flight.key)
+
+    # --- announcements ---
+
+    def announced(self, key: str) -> None:
+        """A load of this key ended somewhere, or its value changed."""
+        for event in self._events.get(key, ()):
+            event.set()
+
+    def wake_all(self) -> None:
+        """Announcements may have been missed: let everybody look."""
+        for key in tuple(self._events):
+            self.announced(key)
+
+    async def _announcement(self, event: asyncio.Event, left_ms: int) -> None:
+        limit_s = max(left_ms, 1) / 1000 + random.uniform(0.001, 0.02)
+        if not self.announcing:
+            limit_s = min(limit_s, random.uniform(0.05, 0.25))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await event.wait()
+
+    # --- flying ---
+
+    async def _fly(self, flight: Flight, plan: Plan, seen: bytes) -> Copies:
+        key, event = flight.key, asyncio.Event()
+        events = self._events.setdefault(key, set())
+        events.add(event)
+        try:
+            return await self._get_or_load(flight, plan, seen, event)
+        except AbsentError:
+            raise
+        except Exception as exc:
+            if flight.background:
+                self._complain(key, exc)
+            raise
+        finally:
+            self._decided(plan, key, mine=False)
+            events.discard(event)
+            if not events and self._events.get(key) is events:
+                del self._events[key]
+
+    async def _get_or_load(self, flight: Flight, plan: Plan, seen: bytes, event: asyncio.Event) -> Copies:
+        """Get the value from whoever has it, or load it."""
+        key, token, waited = flight.key, os.urandom(12).hex().encode(), False
+        while True:
+            event.clear()  # before asking: what is announced from here on is newer than the answer
+            reply = await self._shelf.lead(key, token, self._lease_ms, seen, plan.tags)
+            if reply is UNANSWERED:
+                return await self._load(flight, plan, b"", ())
+            state, raw, left_ms, *generations = reply
+            if state == 0:
+                return await self._load(flight, plan, token, tuple(generations))
+            if state == 1:
+                reading, _ = await self._reader.readable(raw, left_ms, plan.codec)
+                if reading is not None and reading.fresh_left_s > 0:
+                    self._decided(plan, key, mine=False)
+                    return sharer(reading.value, partial(plan.codec.payload, reading.payload))
+                seen = raw[:64]  # of no use to this caller: ask for the right to replace it
+                continue
+            self._decided(plan, key, mine=False)
+            if state == 3:
+                exc = rebuild(key, raw)
+                self.failures.add(key, exc, left_ms / 1000)
+                raise exc
+            self._count.waited += not waited
+            waited = True
+            await self._announcement(event, left_ms)
+
+    def _decided(self, plan: Plan, key: str, *, mine: bool) -> None:
+        if plan.decided is not None:
+            plan.decided(key, mine)
+
+    async def _load(self, flight: Flight, plan: Plan, token: bytes, generations: tuple[bytes, ...]) -> Copies:
+        """Run the loader and store what it brings; without a token nothing can be stored."""
+        key = flight.key
+        self._decided(plan, key, mine=True)
+        self._count.loads += 1
+        self._count.refreshes += flight.background
+        renewal = self._renewal(key, token)
+        started = time.perf_counter()
+        try:
+            value = await self._loaded(key, plan)
+            payload = encoded(key, value)
+            value = typed(key, payload, plan.codec, value)
+            soft_ms = self.ttl_ms(key, plan.ttl, value)
+        except asyncio.CancelledError:
+            if token:
+                self.spawn(self._shelf.release(key, token))
+            raise
+        except AbsentError:
+            if token:
+                await self._shelf.release(key, token)
+            raise
+        except Exception as exc:
+            self._count.load_errors += 1
+            self.failures.add(key, exc, plan.error_ttl_s)
+            if token:
+                quiet_ms = round(plan.error_ttl_s * 1000)
+                await self._shelf.release(key, token, tell(exc) if quiet_ms > 0 else b"", quiet_ms)
+            raise
+        finally:
+            renewal()
+        self._complained.discard(key)
+        copies = sharer(value, partial(plan.codec.payload, payload))
+        if not token:
+            return copies
+        hard_ms = soft_ms + round(plan.stale_s * 1000)
+        envelope = pack(
+            payload,
+            plan.codec.fingerprint_of(value),
+            hard_ms=hard_ms,
+            soft_ms=soft_ms,
+            delta_s=time.perf_counter() - started,
+            tags=tuple(zip(plan.tags, generations, strict=True)),
+        )
+        self._count.bytes_written += len(envelope)
+        if await self._shelf.store(key, token, envelope, hard_ms, plan.tags) == 0:
+            return await self._instead(key, plan, copies)
+        return copies
+
+    async def _instead(self, key: str, plan: Plan, copies: Copies) -> Copies:
+        """Our value was refused: what has been set or loaded meanwhile is newer. Deleted: ours, to its callers only."""
+        self._count.refused_stores += 1
+        reading = await self._reader.read(key, plan.codec)
+        if reading is None or reading.fresh_left_s <= 0:
+            return copies
+        return sharer(reading.value, partial(plan.codec.payload, reading.payload))
+
+    async def _loaded(self, key: str, plan: Plan) -> Any:
+        """What the loader returns, within its deadline. A loader that ignores its cancellation is left behind."""
+        task = asyncio.create_task(self._in_place(plan), name=f"aegis cache loader {key}")
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._load_timeout_s)
+        except asyncio.CancelledError:
+            abandon(task)
+            raise
+        if not done:
+            abandon(task)
+            raise LoadTimeoutError(key, self._load_timeout_s)
+        if task.cancelled():
+            raise LoadFailedError(key, "the loader was cancelled from within")
+        return task.result()
+
+    async def _in_place(self, plan: Plan) -> Any:
+        if not plan.takes_place or _loading.get():
+            return await call(plan.load)
+        async with self._places:
+            _loading.set(True)  # in the context of this task only
+            return await call(plan.load)
+
+    async def in_place(self, load: Callable[[], Any]) -> Any:
+        """Run a loader that serves many flights, in one of the places for concurrent loads."""
+        if _loading.get():
+            return await call(load)
+        async with self._places:
+            _loading.set(True)
+            return await call(load)
+
+    def _renewal(self, key: str, token: bytes) -> Callable[[], None]:
+        """Keep the lease while the load runs; returns what ends that."""
+        if not token:
+            return lambda: None
+        loop, every_s = asyncio.get_running_loop(), self._lease_ms / 3000
+        timers: list[asyncio.TimerHandle] = []
+
+        def renew() -> None:
+            self.spawn(self._shelf.renew(key, token, self._lease_ms))
+            timers[0] = loop.call_later(every_s, renew)
+
+        timers.append(loop.call_later(every_s, renew))
+        return lambda: timers[0].cancel()  # noqa: PLW0108 - the timer of that moment, not the first one
+
+    def ttl_ms(self, key: str, ttl: Lifetime | Callable[[Any], Lifetime], value: Any = None) -> int:
+        """A fixed time is shortened a little at random, so that what began together does not end together."""
+        if callable(ttl):
+            return milliseconds(ttl(value), key)
+        return max(1, round(milliseconds(ttl, key) * (1 - random.random() * self._jitter)))
+
+    def _complain(self, key: str, exc: Exception) -> None:
+        """A refresh in the background has no caller to tell: one line per key until it succeeds."""
+        if key not in self._complained and len(self._complained) < 1000:
+            self._complained.add(key)
+            log.warning("cache %r: refresh of %r failed, the old value is served: %r", self._shelf.prefix, key, exc)
+
+    # --- background ---
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run to its end, at the latest until `close`."""
+        task = asyncio.create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def close(self) -> None:
+        """Cancel all loads, release their leases."""
+        tasks = list(self._aloft)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+
+def encoded(key: str, value: Any) -> bytes:
+    """The value's payload; CacheTypeError names the key."""
+    try:
+        return encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise CacheTypeError(key, f"{type(value).__name__} cannot be encoded: {exc}") from exc
+
+
+def typed(key: str, payload: bytes, codec: Codec, value: Any) -> Any:
+    """What a later reader will get: the loaded value as the declared type (of Any: lists, dicts and plain values)."""
+    try:
+        return codec.payload(payload)
+    except ValueError as exc:
+        raise CacheTypeError(key, f"the loader returned {type(value).__name__}, not {codec.type}: {exc}") from exc
+
+
+def sharer(value: Any, decode: Callable[[], Any]) -> Copies:
+    """Gives each caller the value, or where it can be changed, a copy."""
+    return copier(value, decode) or (lambda: value)
+
+
+async def call(load: Callable[[], Any]) -> Any:
+    """The loader's result; it may be a coroutine function or a plain one."""
+    value = load()
+    return await value if isawaitable(value) else value
+
+
+def abandon(task: asyncio.Future[Any]) -> None:
+    """Cancel without waiting, and take note of its outcome so that nobody reports it as lost."""
+    task.cancel()
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())

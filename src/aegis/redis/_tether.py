@@ -1,0 +1,97 @@
+"""
+What ties this process's copies to the server: one connection that reports changes, and announcements of ended loads.
+
+CLIENT TRACKING in broadcasting mode with a prefix, redirected to the connection itself, on RESP2: works on Redis 6 and
+on Valkey, and avoids the leak of hiredis with RESP3 pushes (redis-py #4339). Only the cache's own prefixes are tracked,
+so quote writes never pass here. Rejected: tracking on the data connection with REDIRECT (when that is lost, the server
+stops tracking and tells nobody: redis #13082), publish-and-subscribe beside each write (expiry would not be told).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aegis.redis._feed import OWN_ID, Feed
+from aegis.redis._loads import Loads
+from aegis.redis._shelf import WITHDRAWN, Shelf
+from aegis.redis._tier import Tier
+
+_INVALIDATE = b"__redis__:invalidate"
+
+
+class Tether:
+    """Started with the first use of the cache, because only then is there an event loop."""
+
+    def __init__(self, shelf: Shelf, tier: Tier, loads: Loads) -> None:
+        self._shelf, self._tier, self._loads = shelf, tier, loads
+        self._feed: Feed | None = None
+        self.started = not shelf.enabled
+        self._values, self._tags = shelf.values.encode(), shelf.generation_keys.encode()
+
+    def start(self) -> None:
+        """Begin to connect, in the background."""
+        self.started = True
+        prefixes = ("PREFIX", self._shelf.values, "PREFIX", self._shelf.generation_keys)
+        tracking = (("CLIENT", "TRACKING", "ON", "REDIRECT", OWN_ID, "BCAST", *prefixes),)
+        tracked = self._tier.entries_max > 0
+        self._feed = Feed(
+            self._shelf.redis.config,
+            self._on_message,
+            self._on_up,
+            self._on_down,
+            setup=tracking if tracked else (),
+            on_heard=self._on_heard,
+        )
+        self._feed.start()
+        channels = (_INVALIDATE, self._shelf.channel.encode()) if tracked else (self._shelf.channel.encode(),)
+        self._loads.spawn(self._feed.subscribe(*channels))
+
+    async def close(self) -> None:
+        """End the connection."""
+        self.started = True
+        self._tier.distrust()
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            await feed.close()
+
+    def _on_up(self) -> None:
+        """Connected, not heard yet: what the tier holds may have changed while there was no connection."""
+        self._tier.distrust()
+
+    def _on_heard(self, sent_at: float) -> None:
+        if not self._loads.announcing:
+            self._loads.announcing = True
+            self._loads.wake_all()
+        self._tier.heard(sent_at)
+
+    def _on_down(self, why: str) -> None:
+        del why
+        self._loads.announcing = False
+        self._tier.distrust()
+        self._loads.wake_all()
+
+    def _on_message(self, channel: bytes, payload: Any) -> None:
+        if channel != _INVALIDATE:
+            told = payload.decode()
+            if told.startswith(WITHDRAWN):
+                self._loads.forget(told[1:])
+                self._tier.drop(told[1:])
+            self._loads.announced(told[1:])
+        elif payload is None:  # FLUSHDB, or the server gave up on tracking single keys
+            self._tier.clear()
+            self._loads.wake_all()
+        else:
+            self._changed(payload)
+
+    def _changed(self, names: list[bytes]) -> None:
+        keys, tags = [], []
+        for name in names:
+            if name.startswith(self._values):
+                key = name[len(self._values) + 1 : -1].decode(errors="replace")
+                keys.append(key)
+                self._loads.announced(key)
+            else:
+                tags.append(name[len(self._tags) :].decode(errors="replace"))
+        self._tier.invalidated(keys, tags)
+        for tag in tags:
+            self._loads.forget_tag(tag)
