@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import pickle
 import random
 from collections.abc import AsyncIterator
@@ -135,6 +136,67 @@ async def test_what_is_no_command_is_refused_before_it_is_sent(redis: Redis) -> 
     assert redis.stats().bytes_sent == sent
 
 
+async def test_a_woken_task_may_close_the_client(valkey_server: EmbeddedValkey) -> None:
+    """The one that is woken first closes; the others get their replies or learn that it was closed."""
+    async with Redis(RedisConfig(url=valkey_server.url)) as redis:
+
+        async def ask_and_close() -> None:
+            await redis.execute("PING")
+            await redis.close()
+
+        results = await asyncio.gather(
+            ask_and_close(), *(redis.execute("ECHO", i) for i in range(50)), return_exceptions=True
+        )
+    assert results[0] is None
+    assert results[1:] == [str(i).encode() for i in range(50)]
+
+
+async def test_a_task_sees_its_own_context_after_a_reply(redis: Redis) -> None:
+    """Tasks that share one read keep their context variables, their names and their place as current task."""
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
+
+    async def ask(number: int) -> None:
+        variable.set(number)
+        for _ in range(3):
+            await redis.execute("ECHO", number)
+            assert variable.get() == number
+            assert asyncio.current_task().get_name() == f"task {number}"
+
+    tasks = [asyncio.create_task(ask(number), name=f"task {number}") for number in range(20)]
+    await asyncio.gather(*tasks)
+
+
+async def test_commands_of_woken_tasks_leave_together(redis: Redis) -> None:
+    """A hundred tasks that ask again and again: one write per round of replies, not one per task."""
+    writes = 0
+    write = redis._steady._link._transport.write
+
+    def counted(data: bytes) -> None:
+        nonlocal writes
+        writes += 1
+        write(data)
+
+    redis._steady._link._transport.write = counted
+
+    async def ask() -> None:
+        for _ in range(50):
+            await redis.execute("PING")
+
+    await asyncio.gather(*(ask() for _ in range(100)))
+    assert writes < 500
+
+
+async def test_cancelling_twice_and_with_a_message_behaves_as_for_any_await(redis: Redis) -> None:
+    """The message arrives; a second cancel while the first is on its way changes nothing."""
+    task = asyncio.create_task(redis.execute("ECHO", 1))
+    await asyncio.sleep(0)
+    assert task.cancel("enough")
+    task.cancel("more")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await redis.execute("ECHO", 2) == b"2"
+
+
 # --- replies that no server should send ---
 
 
@@ -223,9 +285,14 @@ async def storm(server: EmbeddedValkey, seconds: float, seed: int) -> dict[str, 
                     marker = chance.randbytes(4).hex()
                     try:
                         async with asyncio.timeout(0.001 if chance.random() < 0.02 else 5):
-                            replies = await redis.pipeline([("INCR", "n"), ("ECHO", marker)], timeout=1.0)
-                        assert replies[1] == marker.encode()
-                        seen["answered"] += 1
+                            if chance.random() < 0.5:
+                                echo = (await redis.pipeline([("INCR", "n"), ("ECHO", marker)], timeout=1.0))[1]
+                                seen["answered"] += 1
+                            else:
+                                await redis.execute("INCR", "n")
+                                seen["answered"] += 1
+                                echo = await redis.execute("ECHO", marker, timeout=1.0, idempotent=True)
+                        assert echo == marker.encode()
                     except ServerLostError:
                         seen["unknown"] += 1
                     except RedisUnavailableError:

@@ -15,9 +15,10 @@ Rejected: a pool (a checkout and a write per command), a lock around write and r
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from asyncio import Future
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -56,6 +57,66 @@ class Waiter(Protocol):
     def set_result(self, reply: Reply, /) -> None: ...
     def set_exception(self, exc: BaseException, /) -> None: ...
     def done(self) -> bool: ...
+
+
+class Pending:
+    """
+    What a task awaits on the hot path: woken from within the read, without the event loop's queue in between.
+
+    A future wakes its task by `call_soon`: a handle, a queue, and one more turn of the loop before the task can send
+    its next command. This object implements the protocol by which asyncio's tasks wait for foreign futures
+    (`_asyncio_future_blocking`, `add_done_callback`, `result`, `cancel`; see asyncio/futures.py `isfuture`) and runs
+    the task's wake-up itself, in the task's context, when the reply is parsed. That is safe because a read callback
+    runs outside of any task; cancellation and failure come from elsewhere and go through `call_soon` as usual.
+    Measured with 64 tasks: 1.5 µs of CPU per command where `asyncio.Future` takes 1.8; with one task 9 against 13.
+
+    To be awaited at once by the one task that made it. `wake` is None when nobody waits any more.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_loop", "context", "error", "reply", "wake")
+    _loop: asyncio.AbstractEventLoop
+    context: contextvars.Context
+    error: BaseException | None
+    reply: Reply
+    wake: Callable[[Any], None] | None
+
+    def __await__(self) -> Generator[Any, None, Reply]:
+        self._asyncio_future_blocking = True
+        yield self
+        return self.reply
+
+    def add_done_callback(self, wake: Callable[[Any], None], *, context: contextvars.Context) -> None:
+        """The task tells how to wake it."""
+        self.wake, self.context = wake, context
+
+    def result(self) -> None:
+        """The task asks whether to go on or to raise."""
+        if self.error is not None:
+            raise self.error
+
+    def cancel(self, msg: Any = None) -> bool:
+        """The task is being cancelled: its reply will be thrown away."""
+        if self.wake is None:
+            return False
+        self.set_exception(asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg))
+        return True
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        return self.wake is None
+
+    def set_result(self, reply: Reply) -> None:
+        """Wake the task with its reply; only outside of any task."""
+        wake = self.wake
+        if wake is not None:
+            self.wake, self.reply = None, reply
+            self.context.run(wake, self)
+
+    def set_exception(self, exc: BaseException) -> None:
+        """Wake the task with a failure, in the loop's next turn."""
+        wake, self.wake, self.error = self.wake, None, exc
+        assert wake is not None
+        self._loop.call_soon(wake, self, context=self.context)
 
 
 class Patient:
@@ -141,6 +202,8 @@ class Link(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[Waiter] = deque()
         self._out: list[bytes] = []
+        self._flushing = False  # a flush will come without being asked for
+        self._in_flight_max, self._in_flight_bytes_max = limits.in_flight_max, limits.in_flight_bytes_max
         self._batches: deque[tuple[int, float, int]] = deque()  # (sequence number of its end, loop time, bytes)
         self._replied = 0  # sequence number of the last reply
         self._written = 0  # sequence number of the last command that was written
@@ -167,6 +230,21 @@ class Link(asyncio.BufferedProtocol):
 
     # --- sending ---
 
+    def ask(self, packed: bytes) -> Pending:
+        """Queue one packed command, as `send`; to be awaited at once by the calling task, which it wakes directly."""
+        pending = Pending()
+        pending._loop, pending.error = self._loop, None  # noqa: SLF001 - the name is asyncio's; no __init__: 0.1 µs
+        waiting = self._waiting
+        waiting.append(pending)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        self._out.append(packed)
+        self._bytes_in_flight = size = self._bytes_in_flight + len(packed)
+        if len(waiting) >= self._in_flight_max or size >= self._in_flight_bytes_max:
+            self.full = True
+        return pending
+
     def send(self, packed: bytes) -> Future[Reply]:
         """Queue one packed command; the future gets its reply, or LinkLostError when the link dies first."""
         future: Future[Reply] = Future(loop=self._loop)
@@ -181,16 +259,19 @@ class Link(asyncio.BufferedProtocol):
 
     def write(self, packed: bytes) -> None:
         """Queue bytes; on their own only for what has no reply of its own (SUBSCRIBE in push mode)."""
-        if not self._out:
+        if not self._flushing:
+            self._flushing = True
             self._loop.call_soon(self._flush)
         self._out.append(packed)
         self._bytes_in_flight += len(packed)
-        limits = self.limits
-        if len(self._waiting) >= limits.in_flight_max or self._bytes_in_flight >= limits.in_flight_bytes_max:
+        if len(self._waiting) >= self._in_flight_max or self._bytes_in_flight >= self._in_flight_bytes_max:
             self.full = True
 
     def _flush(self) -> None:
+        self._flushing = False
         transport, out = self._transport, self._out
+        if not out:
+            return None
         if transport is None:
             return self._fail_all()
         if self.closed_because:
@@ -218,6 +299,7 @@ class Link(asyncio.BufferedProtocol):
         """Resolve what the bytes answer."""
         reader = self._reader
         gets, take, replied = reader.gets, self._waiting.popleft, 0
+        self._flushing = True  # what the woken tasks send leaves in one write, at the end of this read
         try:
             reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type] # it takes any buffer
             if self._on_push is not None:
@@ -226,15 +308,20 @@ class Link(asyncio.BufferedProtocol):
                 while (reply := gets()) is not _MORE:
                     waiter = take()
                     replied += 1
-                    try:  # noqa: SIM105 - a try costs nothing here, a context manager half a microsecond
+                    if type(waiter) is Pending:  # as its set_result, without the call
+                        wake = waiter.wake
+                        if wake is not None:
+                            waiter.wake, waiter.reply = None, reply
+                            waiter.context.run(wake, waiter)
+                    elif not waiter.done():  # cancelled or late: nobody wants it
                         waiter.set_result(reply)
-                    except asyncio.InvalidStateError:
-                        pass  # cancelled or late: nobody wants it
         except hiredis.ProtocolError as exc:
             self.abort(f"malformed reply: {exc}")
         except IndexError:
             self.abort("malformed reply: one more than there were commands")
-        self._account(nbytes, replied)
+        finally:  # also when a woken task ends the program
+            self._account(nbytes, replied)
+            self._flush()
 
     def _route_pushes(self, on_push: Callable[[list[Any]], None]) -> int:
         gets, replied = self._reader.gets, 0
@@ -270,8 +357,7 @@ class Link(asyncio.BufferedProtocol):
                 self.abort(f"a reply is larger than {self.limits.reply_bytes_max} bytes")
 
     def _make_room(self) -> None:
-        limits = self.limits
-        if len(self._waiting) < limits.in_flight_max and self._bytes_in_flight < limits.in_flight_bytes_max:
+        if len(self._waiting) < self._in_flight_max and self._bytes_in_flight < self._in_flight_bytes_max:
             self.full = False
             if self._on_room is not None:
                 self._on_room()

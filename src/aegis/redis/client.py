@@ -155,7 +155,7 @@ class Redis:
         if not args or args[0] not in harmless:
             check_shareable(args)
         try:
-            reply = await link.send(packed)
+            reply = await link.ask(packed)
         except LinkLostError as exc:
             if not exc.sent:
                 return await self._execute_with_care(args, timeout, idempotent=idempotent)
