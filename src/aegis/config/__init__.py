@@ -7,6 +7,7 @@ the scalar types (durations, sizes, switches). Validation is pydantic's; its set
 names fields instead of variables, misses mistyped names and can print a secret.
 """
 
+from aegis.config._children import child_environ
 from aegis.config._load import load_config
 from aegis.config.sections import (
     Config,
@@ -32,5 +33,6 @@ __all__ = [
     "NaverConfig",
     "RedisConfig",
     "Section",
+    "child_environ",
     "load_config",
 ]

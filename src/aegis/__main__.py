@@ -1,0 +1,5 @@
+"""`python -m aegis` is the command `aegis`."""
+
+from aegis.cli import main
+
+main()

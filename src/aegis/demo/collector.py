@@ -1,0 +1,232 @@
+"""
+A collector as people run it, one of several on the same keys: token, prices, disclosures, quotes; cache, table, topic.
+
+Every collector walks all codes, each from another place, and asks the cache before the upstream: what a sibling loaded
+a moment ago is a hit. So the work spreads by itself, also when a sibling dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+
+import msgspec
+
+from aegis.config import Config
+from aegis.demo._child import Parent, run_child
+from aegis.errors import HttpError, RateLimitTimeoutError
+from aegis.redis import Cache, RateLimiter
+from aegis.runtime import Runtime
+from aegis.telemetry import configure_logging
+from aegis.upstream import KIS_RATE_LIMIT, DailyBar, Disclosure, NaverQuote, StockPrice
+from aegis.upstream.dart import DartClient
+from aegis.upstream.kis import KisClient
+from aegis.upstream.naver import NaverClient
+
+log = logging.getLogger("aegis.demo")
+
+#: How long a price is served to siblings before it is asked for again: half of what the quota needs for all codes, so
+#: that there are always stale ones to ask for.
+_PRICE_TTL_WALKS = 0.5
+#: Tasks per process that wait for a price: enough to keep the quota busy when one of them writes.
+_PRICE_TASKS = 3
+#: Every so many prices, a daily chart.
+_CHART_EVERY = 8
+_CHART_DAYS = 60
+_WRITE_EVERY_S = 0.5
+_TELL_EVERY_S = 0.25
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """What the demo tells one collector."""
+
+    index: int  #: which collector this is
+    processes: int  #: how many there are
+    codes: tuple[str, ...]  #: the codes that all of them walk
+    day: date  #: the newest day that the upstreams know
+    shared: bool = True  #: False: limit and cache, and with it the token, are this process's own
+
+
+class Quote(msgspec.Struct, frozen=True):
+    """What is broadcast: one price of one code, from one source."""
+
+    code: str
+    price: int
+    change: int
+    volume: int
+    source: str
+    observed_at: datetime
+
+
+class Counts(msgspec.Struct):
+    """What this collector has done so far."""
+
+    prices: int = 0
+    failures: int = 0
+    ticks_published: int = 0
+    rows_inserted: int = 0
+    rows_updated: int = 0
+    rows_unchanged: int = 0
+
+
+class Collector:
+    """The work of one process. Every loop ends by itself, with its last item whole, once `stopping` is set."""
+
+    def __init__(self, rt: Runtime, assignment: Assignment, stopping: asyncio.Event) -> None:
+        self._rt, self._stopping, self._assignment = rt, stopping, assignment
+        limiter, self.cache = rt.limiter, rt.cache
+        if not assignment.shared:
+            own = f"{rt.config.key_prefix}-{assignment.index}"
+            limiter, self.cache = RateLimiter(rt.redis, prefix=own), Cache(rt.redis, prefix=own)
+        self._kis = KisClient(rt.http, limiter, self.cache, rt.config.kis)
+        self._dart = DartClient(rt.http, limiter, self.cache, rt.config.dart)
+        self._naver = NaverClient(rt.http, limiter, self.cache, rt.config.naver)
+        self._quotes: dict[str, Quote] = {}
+        rate = KIS_RATE_LIMIT.rates[0]
+        self._price_ttl_s = _PRICE_TTL_WALKS * len(assignment.codes) * rate.per / rate.limit
+        self.counts = Counts()
+
+    async def run(self) -> None:
+        """Work until told to stop; the first error of any loop ends all of them."""
+        async with asyncio.TaskGroup() as tasks:
+            for task in range(_PRICE_TASKS):
+                tasks.create_task(self._prices(self._walk(task)))
+            tasks.create_task(self._naver_quotes())
+            tasks.create_task(self._disclosures())
+            tasks.create_task(self._write_quotes())
+        await self._flush()  # what the last ones brought after the writer had stopped
+
+    def _walk(self, task: int) -> Iterator[str]:
+        """All codes, for ever, from a place of its own."""
+        codes = self._assignment.codes
+        walkers = self._assignment.processes * _PRICE_TASKS
+        start = (self._assignment.index * _PRICE_TASKS + task) * len(codes) // walkers
+        return itertools.cycle(codes[start:] + codes[:start])
+
+    async def _prices(self, codes: Iterator[str]) -> None:
+        for number in itertools.count(1):
+            if self._stopping.is_set():
+                return
+            code = next(codes)
+            with self._going_on():
+                await self._price(code)
+                if number % _CHART_EVERY == 0:
+                    await self._chart(code)
+
+    async def _price(self, code: str) -> None:
+        loaded = False
+
+        async def load() -> StockPrice:
+            nonlocal loaded
+            loaded = True
+            return await self._kis.price(code)
+
+        price = await self.cache.get_or_set(f"price:{code}", load, StockPrice, ttl=self._price_ttl_s)
+        if loaded:
+            self.counts.prices += 1
+            now = datetime.now(UTC)
+            await self._publish(Quote(code, price.price, price.change, price.volume, "kis", now))
+        else:
+            await asyncio.sleep(0)  # a hit costs nothing, not even a turn of the loop; let the others have one
+
+    async def _chart(self, code: str) -> None:
+        day = self._assignment.day
+        bars = await self._kis.daily_chart(code, day - timedelta(days=_CHART_DAYS), day)
+        await self._upsert("daily_prices", [_bar_row(code, bar) for bar in bars], key=("code", "date"))
+
+    async def _naver_quotes(self) -> None:
+        for code in self._walk(0):
+            if self._stopping.is_set():
+                return
+            with self._going_on():
+                for quote in await self._naver.quotes([code]):
+                    await self._publish(_naver_row(quote))
+
+    async def _disclosures(self) -> None:
+        """Poll at this process's share of the limit: whoever takes 100 permits at once leaves a minute of silence."""
+        day, pause_s = self._assignment.day, self._assignment.processes * 60 / 100
+        page = self._assignment.index
+        while not await self._stopped_within(pause_s):
+            page = page % 10 + 1
+            with self._going_on():
+                found = await self._dart.disclosures(day - timedelta(days=_CHART_DAYS), day, page=page)
+                await self._upsert("disclosures", [_disclosure_row(item) for item in found], key=("rcept_no",))
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A request that failed for good is counted and logged; the collector goes on with the next."""
+        try:
+            yield
+        except (HttpError, RateLimitTimeoutError) as exc:
+            self.counts.failures += 1
+            log.warning("request failed: %s", exc)
+
+    async def _publish(self, quote: Quote) -> None:
+        self._quotes[quote.code] = quote
+        await self._rt.bus.publish(quote.code, quote)
+        self.counts.ticks_published += 1
+
+    async def _write_quotes(self) -> None:
+        """Write the newest quote of every code that moved, in batches."""
+        while not await self._stopped_within(_WRITE_EVERY_S):
+            await self._flush()
+
+    async def _flush(self) -> None:
+        quotes, self._quotes = self._quotes, {}
+        await self._upsert("quotes", [msgspec.structs.asdict(quote) for quote in quotes.values()], key=("code",))
+
+    async def _upsert(self, table: str, rows: Sequence[dict[str, object]], key: tuple[str, ...]) -> None:
+        if not rows:
+            return
+        result = await self._rt.db.upsert(table, rows, key=key)
+        self.counts.rows_inserted += result.inserted
+        self.counts.rows_updated += result.updated
+        self.counts.rows_unchanged += result.unchanged
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        return self._stopping.is_set()
+
+
+def _bar_row(code: str, bar: DailyBar) -> dict[str, object]:
+    return {"code": code, **msgspec.structs.asdict(bar)}
+
+
+def _naver_row(quote: NaverQuote) -> Quote:
+    return Quote(quote.code, quote.price, quote.change, quote.volume, "naver", datetime.now(UTC))
+
+
+def _disclosure_row(item: Disclosure) -> dict[str, object]:
+    return msgspec.structs.asdict(item)
+
+
+async def collect(parent: Parent) -> None:
+    """Open every room, work until told to stop, tell how far it is on the way, and close in order."""
+    assignment = msgspec.json.decode(sys.argv[1], type=Assignment)
+    config = Config.load(env_file=None)
+    configure_logging(config.log)
+    async with Runtime(config) as rt:
+        collector = Collector(rt, assignment, parent.stopping)
+        parent.tell("ready")
+
+        def tell(kind: str) -> None:
+            cache = collector.cache.stats()
+            use = {"hits": cache.hits, "misses": cache.misses, "loads": cache.loads}
+            parent.tell(kind, **msgspec.structs.asdict(collector.counts), cache=use)
+
+        work = asyncio.create_task(collector.run())
+        while not (await asyncio.wait((work,), timeout=_TELL_EVERY_S))[0]:
+            tell("progress")
+        work.result()
+        await rt.bus.flush()
+        tell("final")
+
+
+if __name__ == "__main__":
+    run_child(collect)

@@ -1,0 +1,83 @@
+"""
+The only place where rooms are joined: opens them in order, closes them in reverse.
+
+`REDIS_URL=embedded:` and `DATABASE_URL=embedded:` start real servers that live as long as the runtime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack, ExitStack
+from types import TracebackType
+from typing import Self
+
+from pydantic import SecretStr
+
+from aegis.config import Config
+from aegis.database import Database
+from aegis.embedded import EmbeddedPostgres, EmbeddedValkey
+from aegis.errors import ClosedError
+from aegis.http import HttpClient
+from aegis.redis import Cache, PubSub, RateLimiter, Redis
+
+
+class Runtime:
+    """
+    Every room of one process, configured and open.
+
+    `async with Runtime(Config.load()) as rt:` gives `rt.redis rt.limiter rt.cache rt.bus rt.db rt.http`. What cannot be
+    opened raises its own error (`RedisUnavailableError`, `DatabaseUnavailableError`, ...) after everything that was
+    already open has been closed again. With `database=False` no PostgreSQL is needed, and `rt.db` raises `ClosedError`.
+    """
+
+    redis: Redis
+    limiter: RateLimiter
+    cache: Cache
+    bus: PubSub
+    http: HttpClient
+
+    def __init__(self, config: Config | None = None, *, topic: str = "quotes", database: bool = True) -> None:
+        self.config = config if config is not None else Config.load()
+        self.topic = topic
+        self._with_database = database
+        self._db: Database | None = None
+        self._stack = AsyncExitStack()
+
+    @property
+    def db(self) -> Database:
+        """The pool of PostgreSQL connections."""
+        if self._db is None:
+            raise ClosedError("Runtime.db")
+        return self._db
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            servers = stack.enter_context(ExitStack())
+            config = await asyncio.to_thread(self._start_embedded, servers)
+            self.redis = await stack.enter_async_context(Redis(config.redis))
+            self.limiter = RateLimiter(self.redis, prefix=config.key_prefix)
+            self.cache = Cache(self.redis, prefix=config.key_prefix)
+            self.bus = await stack.enter_async_context(PubSub(self.redis, prefix=config.key_prefix, topic=self.topic))
+            if self._with_database:
+                self._db = await stack.enter_async_context(Database(config.database))
+            self.http = await stack.enter_async_context(HttpClient(config.http))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._db = None
+        await self._stack.aclose()
+
+    def _start_embedded(self, servers: ExitStack) -> Config:
+        """The configuration with real addresses in place of `embedded:`."""
+        config = self.config
+        if config.redis.enabled and config.redis.embedded:
+            valkey = servers.enter_context(EmbeddedValkey())
+            config = config.model_copy(update={"redis": config.redis.model_copy(update={"socket": valkey.socket})})
+        if self._with_database and config.database.embedded:
+            postgres = servers.enter_context(EmbeddedPostgres())
+            url = SecretStr(postgres.url)
+            config = config.model_copy(update={"database": config.database.model_copy(update={"url": url})})
+        return config

@@ -1,0 +1,103 @@
+"""What the three services share: the rules in force, the clock, the market, and the counts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+from aegis.upstream.simulator.market import Look, Market
+from aegis.upstream.simulator.quota import Quotas
+
+#: The attribute under which the server stores when the first byte of a request arrived.
+ARRIVED = web.RequestKey("arrived", int)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The numbers that the simulator enforces. Defaults are the presets'; sources stand there."""
+
+    kis_per_second: int = 5
+    dart_per_minute: int = 100
+    dart_per_day: int = 20_000
+    naver_per_second: int = 10
+    token_interval_s: float = 60.0  #: one token per app key and minute (EGW00133)
+    token_life_s: float = 86_400.0
+    token_same_s: float = 6 * 3600.0  #: a new issue within six hours returns the same token
+
+
+class State:
+    """The simulator's memory. One event loop owns it."""
+
+    def __init__(self, market: Market, rules: Rules) -> None:
+        self.market, self.rules = market, rules
+        self.started_ns = time.monotonic_ns()
+        self.kis = Quotas(rules.kis_per_second, 1.0)
+        self.dart = Quotas(rules.dart_per_minute, 60.0)
+        self.dart_daily = Quotas(rules.dart_per_day, 86_400.0)
+        self.naver = Quotas(rules.naver_per_second, 1.0)
+        self.tokens = TokenBook(rules)
+        self.violations: list[str] = []
+
+    def look(self, code: str) -> Look | None:
+        """One stock now."""
+        return self.market.look(code, (time.monotonic_ns() - self.started_ns) / 1e9)
+
+    def violation(self, what: str) -> None:
+        """Note something that no well-behaved client does; the first hundred are kept."""
+        if len(self.violations) < 100:
+            self.violations.append(what)
+
+    def report(self, since_s: float | None = None) -> dict[str, Any]:
+        """Everything that was seen, as plain data. `quota_used` is over the time since `since_s`, on the clock `at`."""
+        now_ns = time.monotonic_ns()
+        since_ns = self.started_ns if since_s is None else round(since_s * 1e9)
+        return {
+            "at": now_ns / 1e9,
+            "kis": self.kis.report(since_ns, now_ns),
+            "dart": self.dart.report(since_ns, now_ns),
+            "naver": self.naver.report(since_ns, now_ns),
+            "tokens_issued": self.tokens.issued,
+            "tokens_refused": self.tokens.refused,
+            "violations": self.violations,
+        }
+
+
+@dataclass(slots=True)
+class TokenBook:
+    """The tokens of KIS: who may ask when, and which are valid."""
+
+    rules: Rules
+    issued: int = 0
+    refused: int = 0
+    _asked_at: dict[str, float] = field(default_factory=dict)
+    _tokens: dict[str, tuple[str, float]] = field(default_factory=dict)  # app key -> token, issued at
+
+    def issue(self, app_key: str) -> tuple[str, float] | None:
+        """A token and the seconds it is valid; None when the app key asked less than an interval ago."""
+        now = time.monotonic()
+        asked_at = self._asked_at.get(app_key)
+        if asked_at is not None and now - asked_at < self.rules.token_interval_s:
+            self.refused += 1
+            return None
+        self._asked_at[app_key] = now
+        self.issued += 1
+        token, issued_at = self._tokens.get(app_key, ("", float("-inf")))
+        if now - issued_at >= self.rules.token_same_s:
+            # Shaped like a token, unlike any real one: real ones are signed, this one only has to be unguessable.
+            token, issued_at = f"eyJ-simulated-{now:.6f}-{self.issued}", now
+            self._tokens[app_key] = (token, issued_at)
+        return token, issued_at + self.rules.token_life_s - now
+
+    def verdict(self, app_key: str, token: str) -> str:
+        """`valid`, `expired` or `invalid`."""
+        known, issued_at = self._tokens.get(app_key, ("", 0.0))
+        if not known or token != known:
+            return "invalid"
+        return "valid" if time.monotonic() - issued_at < self.rules.token_life_s else "expired"
+
+    def void(self) -> None:
+        """Maintenance: every token dies."""
+        self._tokens.clear()

@@ -1,0 +1,89 @@
+"""The simulator is strict: it counts arrivals in every sliding window, and a replay file must be right."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aegis.errors import PortTakenError, ReplayError
+from aegis.upstream.simulator import Market, Simulator
+from aegis.upstream.simulator.quota import Quota
+
+HEADER = "date,code,name,market,open,high,low,close,volume,amount,market_cap,shares\n"
+ROW = "2026-01-02,005930,삼성전자,KOSPI,100,120,90,110,5,500,1,1\n"
+
+
+@given(limit=st.integers(1, 8), gaps=st.lists(st.integers(0, 700_000_000), max_size=60))
+def test_quota_agrees_with_counting_by_hand(limit, gaps):
+    """Accepted if and only if fewer than the limit were accepted in the window that ends now."""
+    quota, now, accepted, arrived, worst = Quota(limit, 1.0), 0, [], [], 0
+    for gap in gaps:
+        now += gap
+        arrived.append(now)
+        room = sum(1 for at in accepted if at > now - 1_000_000_000) < limit
+        assert quota.arrive(now) is room
+        if room:
+            accepted.append(now)
+        worst = max(worst, sum(1 for at in arrived if at > now - 1_000_000_000))
+    assert (quota.requests, quota.accepted, quota.worst_window) == (len(arrived), len(accepted), worst)
+
+
+@pytest.mark.parametrize("phase", [0, 137_000_000, 500_000_000, 999_000_000])
+def test_quota_used_does_not_depend_on_where_the_clock_starts(phase):
+    """Five at once, every 1.02 s, is 0.98 of 5/s, wherever the measurement begins."""
+    quota = Quota(5, 1.0)
+    for burst in range(20):
+        for _ in range(5):
+            quota.arrive(burst * 1_020_000_000)
+    assert quota.used(2_000_000_000 + phase, 12_200_000_000 + phase) == pytest.approx(0.98, abs=0.012)
+
+
+def test_replay_walks_through_open_low_high_close(tmp_path):
+    """A day is four points; a halted day stays at its close; gzip or not."""
+    path = tmp_path / "bars.csv.gz"
+    halted = "2026-01-05,005930,삼성전자,KOSPI,0,0,0,110,0,0,1,1\n"
+    path.write_bytes(gzip.compress((HEADER + ROW + halted).encode()))
+    market = Market.replayed(path)
+    points = [market.look("005930", index * market.point_s).price for index in range(8)]
+    assert points == [100, 90, 120, 110, 110, 110, 110, 110]
+    assert market.look("000000", 0) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "expected"),
+    [
+        ("", 1, "columns"),
+        ("date,code\n", 1, "missing: name"),
+        (HEADER, 1, "at least one row"),
+        (HEADER + ROW + ROW.replace("2026-01-02", "tomorrow"), 3, "date like 2026-01-02"),
+        (HEADER + ROW.replace("120", "12O"), 2, "column high, got '12O'"),
+        (HEADER + ROW.replace("005930", ""), 2, "stock code"),
+        (HEADER + "2026-01-02,005930\n", 2, "column open"),
+    ],
+)
+def test_malformed_replay_names_line_and_expectation(tmp_path, content, line, expected):
+    """One error: file, line, what was expected."""
+    path = tmp_path / "bars.csv"
+    path.write_text(content)
+    with pytest.raises(ReplayError, match=expected) as raised:
+        Market.replayed(path)
+    assert raised.value.line == line
+    assert str(path) in str(raised.value)
+
+
+def test_absent_replay_names_the_file(tmp_path):
+    """The path is in the error."""
+    with pytest.raises(ReplayError, match="nowhere"):
+        Market.replayed(tmp_path / "nowhere.csv")
+
+
+async def test_taken_port_is_one_clear_error():
+    """It names the port and the remedy."""
+    async with Simulator() as simulator:
+        port = int(simulator.url.rpartition(":")[2])
+        with pytest.raises(PortTakenError, match=f"port {port}.*0 for a free one"):
+            async with Simulator(port=port):
+                pass
