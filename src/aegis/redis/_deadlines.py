@@ -13,22 +13,30 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
-_Entry = tuple[float, "asyncio.Future[object]"]
+
+class Expirable(Protocol):
+    """A future, or what is like one."""
+
+    def done(self) -> bool: ...
 
 
-class Deadlines:
+W = TypeVar("W", bound=Expirable)
+
+
+class Deadlines(Generic[W]):
     """Call `expire(future)` for every future that is not done when its time is over."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, expire: Callable[[asyncio.Future[object]], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, expire: Callable[[W], None]) -> None:
         self._loop, self._expire = loop, expire
-        self._lanes: dict[float, deque[_Entry]] = {}
+        self._lanes: dict[float, deque[tuple[float, W]]] = {}
         self._timers: dict[float, asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
         return sum(len(lane) for lane in self._lanes.values())
 
-    def add(self, timeout_s: float, future: asyncio.Future[object]) -> None:
+    def add(self, timeout_s: float, future: W) -> None:
         """Watch `future` for `timeout_s` from now."""
         lane = self._lanes.get(timeout_s)
         if lane is None:

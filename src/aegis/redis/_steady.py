@@ -22,7 +22,7 @@ from aegis.backoff import Backoff
 from aegis.config import RedisConfig
 from aegis.errors import ClosedError, RedisUnavailableError
 from aegis.redis._deadlines import Deadlines
-from aegis.redis._link import Link, Patient, Reply, ReplyLateError, Waiter
+from aegis.redis._link import Link, Patient, Pending, Reply, ReplyLateError, Waiter
 from aegis.redis._open import open_link
 from aegis.redis._stats import Counters
 
@@ -46,7 +46,7 @@ class SteadyLink:
         self._state = "closed"
         self._cause = ""  # why there is no link
         self._backlog: OrderedDict[Future[Reply], tuple[bytes, Waiter, int]] = OrderedDict()
-        self._deadlines: Deadlines | None = None
+        self._deadlines: Deadlines[Future[Reply] | Pending] | None = None
         self._task: asyncio.Task[None] | None = None  # reconnects, or renews
         self._renewed_at = 0.0
 
@@ -128,7 +128,7 @@ class SteadyLink:
         """Whether a command with this timeout may take longer than the configured time."""
         return timeout_s > self._config.command_timeout
 
-    def watch(self, timeout_s: float, future: Future[Reply]) -> None:
+    def watch(self, timeout_s: float, future: Future[Reply] | Pending) -> None:
         """Let `future` fail after `timeout_s`; a time above the default makes the link bear that long a silence."""
         assert self._deadlines is not None
         self._deadlines.add(timeout_s, future)
@@ -141,8 +141,8 @@ class SteadyLink:
         assert self._deadlines is not None
         return self._deadlines.latest_above(self._config.command_timeout)
 
-    def _expire(self, future: Future[Reply]) -> None:
-        unsent = self._backlog.pop(future, None) is not None
+    def _expire(self, future: Future[Reply] | Pending) -> None:
+        unsent = isinstance(future, Future) and self._backlog.pop(future, None) is not None
         future.set_exception(NeverSentError() if unsent else ReplyLateError())
 
     def _drain(self) -> None:

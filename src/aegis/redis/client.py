@@ -64,6 +64,7 @@ class Redis:
 
     def __init__(self, config: RedisConfig | None = None) -> None:
         self.config = config or RedisConfig()
+        self._timeout_s = self.config.command_timeout
         self._counters = Counters()
         self._steady = SteadyLink(self.config, self._counters)
         self._raw: redis.asyncio.Redis | None = None
@@ -149,19 +150,22 @@ class Redis:
             ClosedError: outside of the `async with`; it was not sent.
         """
         link = self._steady.ready
-        if link is None or link.full or idempotent or timeout is not None:
+        if link is None or link.full or idempotent or (timeout is not None and timeout > self._timeout_s):
             return await self._execute_with_care(args, timeout, idempotent=idempotent)
         packed = pack(args)
         if not args or args[0] not in harmless:
             check_shareable(args)
+        pending = link.ask(packed)
+        if timeout is not None:
+            self._steady.watch(timeout, pending)
         try:
-            reply = await link.ask(packed)
+            reply = await pending
         except LinkLostError as exc:
             if not exc.sent:
                 return await self._execute_with_care(args, timeout, idempotent=idempotent)
             self._lost(args, exc)
         except ReplyLateError as exc:
-            self._late(args, self.config.command_timeout, exc)
+            self._late(args, self._timeout_s if timeout is None else timeout, exc)
         if type(reply) is ReplyError:
             raise self._refused(args, reply)
         return reply
@@ -259,7 +263,7 @@ class Redis:
         packed = pack(args)
         check_shareable(args)
         loop = asyncio.get_running_loop()
-        timeout_s = self.config.command_timeout if timeout is None else timeout
+        timeout_s = self._timeout_s if timeout is None else timeout
         deadline = loop.time() + timeout_s
         while True:
             future: Future[Reply] = Future(loop=loop)
@@ -285,7 +289,7 @@ class Redis:
         """Queue the commands as one block, and return their raw replies."""
         loop = asyncio.get_running_loop()
         packed = b"".join([pack(tuple(command)) for command in commands])
-        timeout_s = self.config.command_timeout if timeout is None else timeout
+        timeout_s = self._timeout_s if timeout is None else timeout
         while True:
             future: Future[Reply] = Future(loop=loop)
             block = Block(future, len(commands), patient=self._steady.is_patient(timeout_s))
