@@ -90,6 +90,10 @@ class Failures:
             return None
         return fresh(found[1])
 
+    def clear(self) -> None:
+        """Forget everything: that a key was set may have been missed."""
+        self._errors.clear()
+
     def forget(self, key: str) -> None:
         """The key was set or deleted: ask again."""
         self._errors.pop(key, None)

@@ -61,6 +61,7 @@ class Tether:
     def _on_heard(self, sent_at: float) -> None:
         if not self._loads.announcing:
             self._loads.announcing = True
+            self._loads.failures.clear()
             self._loads.wake_all()
         self._tier.heard(sent_at)
 

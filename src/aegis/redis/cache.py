@@ -79,7 +79,7 @@ class Cache:
         local_bytes: int = 64 * 1024 * 1024,
         lease_s: float = 5.0,
         load_timeout_s: float = 30.0,
-        patience_s: float = 0.08,
+        patience_s: float = 0.2,
         concurrent_loads: int = 64,
         on_outage: Literal["miss", "raise"] = "miss",
         jitter: float = 0.05,

@@ -1,0 +1,276 @@
+"""One flight: what callers of one process do to each other, which is nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import traceback
+
+import pytest
+
+from aegis.config import RedisConfig
+from aegis.errors import CacheTypeError, ClosedError, LoadFailedError, LoadTimeoutError
+from aegis.redis import Cache, Redis
+
+
+class Gate:
+    """A loader that waits to be opened."""
+
+    def __init__(self, value: object = 1) -> None:
+        self.value, self.began, self.open, self.cancelled, self.calls = value, asyncio.Event(), asyncio.Event(), 0, 0
+
+    async def load(self) -> object:
+        self.calls += 1
+        self.began.set()
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+@pytest.mark.parametrize("leaving", [0, 1, 4])
+async def test_a_cancelled_caller_takes_nobody_along(redis, leaving):
+    """Whichever caller is cancelled, the first included, the others get the value of the one load."""
+    cache, gate = Cache(redis), Gate()
+    callers = [asyncio.create_task(cache.get_or_set("k", gate.load, int)) for _ in range(5)]
+    await gate.began.wait()
+    callers[leaving].cancel()
+    gate.open.set()
+    outcomes = await asyncio.gather(*callers, return_exceptions=True)
+    assert isinstance(outcomes.pop(leaving), asyncio.CancelledError)
+    assert outcomes == [1] * 4
+    assert (gate.calls, gate.cancelled) == (1, 0)
+
+
+async def test_when_all_have_left_the_load_ends(redis):
+    """The loader is cancelled, nothing is reported as lost, the lease is free, and the next call loads."""
+    reports: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
+    cache, gate = Cache(redis), Gate()
+    callers = [asyncio.create_task(cache.get_or_set("k", gate.load, int)) for _ in range(3)]
+    await gate.began.wait()
+    for caller in callers:
+        caller.cancel()
+    assert all(
+        isinstance(each, asyncio.CancelledError) for each in await asyncio.gather(*callers, return_exceptions=True)
+    )
+    assert await cache.get_or_set("k", lambda: 2, int) == 2
+    assert (gate.calls, gate.cancelled) == (1, 1)
+    assert await redis.execute("EXISTS", "aegis:lease:{k}") == 0
+    gc.collect()
+    assert reports == []
+
+
+async def test_a_caller_cancelled_as_the_error_arrives_loses_nothing(redis):
+    """The outcome of a future whose caller has just been cancelled is not reported as never retrieved."""
+    reports: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
+    cache, gate = Cache(redis), Gate(ValueError("upstream"))
+    caller = asyncio.create_task(cache.get_or_set("k", gate.load, int))
+    other = asyncio.create_task(cache.get_or_set("k", gate.load, int))
+    await gate.began.wait()
+    flight = cache._loads.flights["k"]
+    gate.open.set()
+    while not any(future.done() for future in flight._waiting):
+        await asyncio.sleep(0)
+    caller.cancel()
+    outcomes = await asyncio.gather(caller, other, return_exceptions=True)
+    assert isinstance(outcomes[1], ValueError)
+    del flight, caller, other, outcomes
+    gc.collect()
+    assert reports == []
+
+
+async def test_errors_are_everybodys_own(redis):
+    """Each caller gets an exception of its own whose traceback shows the loader once and does not grow."""
+    cache, gate = Cache(redis), Gate(KeyError("000000"))
+    callers = [asyncio.create_task(cache.get_or_set("k", gate.load, int)) for _ in range(10)]
+    await gate.began.wait()
+    gate.open.set()
+    errors = await asyncio.gather(*callers, return_exceptions=True)
+    assert gate.calls == 1
+    assert len({id(error) for error in errors}) == 10
+    assert {(type(error), error.args) for error in errors} == {(KeyError, ("000000",))}
+    lengths = {len(traceback.extract_tb(error.__traceback__)) for error in errors}
+    assert len(lengths) == 1
+    assert all("load" in [frame.name for frame in traceback.extract_tb(error.__traceback__)] for error in errors)
+
+
+async def test_an_error_keeps_the_next_second_quiet(redis):
+    """For `error_ttl_s` nobody loads again, in no cache of the fleet; then somebody does."""
+    cache, other, calls = Cache(redis), Cache(redis), 0
+
+    def load() -> int:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError(5, "upstream")
+        return calls
+
+    for each in (cache, cache, other, other):
+        with pytest.raises(OSError, match="upstream"):
+            await each.get_or_set("k", load, int, error_ttl_s=0.3)
+    assert calls == 1
+    while await redis.execute("EXISTS", "aegis:lease:{k}"):
+        await asyncio.sleep(0.01)
+    assert await other.get_or_set("k", load, int) == 2
+
+
+async def test_without_error_ttl_the_next_caller_loads(redis):
+    """Zero means: remember nothing."""
+    cache = Cache(redis)
+    with pytest.raises(ZeroDivisionError):
+        await cache.get_or_set("k", lambda: 1 // 0, int, error_ttl_s=0)
+    assert await cache.get_or_set("k", lambda: 1, int) == 1
+
+
+async def test_setting_a_value_ends_the_quiet(redis):
+    """Who sets or deletes a key knows better than an old error."""
+    cache, other = Cache(redis), Cache(redis)
+    with pytest.raises(ZeroDivisionError):
+        await cache.get_or_set("k", lambda: 1 // 0, int, error_ttl_s=60)
+    await other.delete("k")
+    async with asyncio.timeout(1):
+        while True:
+            try:
+                assert await cache.get_or_set("k", lambda: 2, int) == 2
+                break
+            except ZeroDivisionError:  # until the announcement is here
+                await asyncio.sleep(0.001)
+
+
+async def test_a_hung_loader_gives_the_key_back(redis):
+    """At its deadline everybody gets LoadTimeoutError, even if the loader ignores being cancelled; others may load."""
+    cache, never = Cache(redis, load_timeout_s=0.1), asyncio.Event()
+
+    async def hang() -> int:
+        while True:
+            try:
+                await never.wait()
+                return 0
+            except asyncio.CancelledError:
+                pass
+
+    outcomes = await asyncio.gather(
+        *(cache.get_or_set("k", hang, int, error_ttl_s=0) for _ in range(5)), return_exceptions=True
+    )
+    assert [type(each) for each in outcomes] == [LoadTimeoutError] * 5
+    assert await cache.get_or_set("k", lambda: 1, int) == 1
+    never.set()
+
+
+async def test_a_loader_that_is_cancelled_from_within_is_an_error(redis):
+    """Callers who were not cancelled do not get CancelledError."""
+    cache = Cache(redis)
+
+    async def load() -> int:
+        raise asyncio.CancelledError
+
+    with pytest.raises(LoadFailedError, match="'k'"):
+        await cache.get_or_set("k", load, int)
+
+
+async def test_set_during_a_load_wins(redis):
+    """The callers of the load get the newer value; a later caller reads it."""
+    cache, gate = Cache(redis), Gate(1)
+    caller = asyncio.create_task(cache.get_or_set("k", gate.load, int))
+    await gate.began.wait()
+    await cache.set("k", 2)
+    gate.open.set()
+    assert await caller == 2
+    assert await cache.get("k", int) == 2
+    assert cache.stats().refused_stores == 1
+
+
+async def test_after_a_delete_nobody_boards_the_old_load(redis):
+    """A caller who asks after the delete gets a value loaded after it."""
+    cache, old, new = Cache(redis), Gate("old"), Gate("new")
+    new.open.set()
+    before = asyncio.create_task(cache.get_or_set("k", old.load, str))
+    await old.began.wait()
+    await cache.delete("k")
+    assert await cache.get_or_set("k", new.load, str) == "new"
+    old.open.set()
+    assert await before == "new"  # its own was refused, and something newer is there
+    assert await cache.get("k", str) == "new"
+
+
+async def test_invalidating_a_tag_during_a_load_wins(redis):
+    """What was loaded before the invalidation is not served after it, here or elsewhere."""
+    cache, other, gate = Cache(redis), Cache(redis), Gate("old")
+    before = asyncio.create_task(cache.get_or_set("k", gate.load, str, tags=("x",)))
+    await gate.began.wait()
+    await other.invalidate("x")
+    gate.open.set()
+    assert await before == "old"
+    assert await other.get("k", str) is None
+    assert await cache.get("k", str) is None
+    assert await cache.get_or_set("k", lambda: "new", str, tags=("x",)) == "new"
+    assert await other.get("k", str) == "new"
+
+
+async def test_loads_within_loads_do_not_wait_for_each_other(redis):
+    """A loader that uses the cache gets through even when every place for concurrent loads is taken."""
+    cache = Cache(redis, concurrent_loads=2)
+
+    async def outer(n: int) -> int:
+        return await cache.get_or_set(f"inner{n}", lambda: n, int) + 1
+
+    async with asyncio.timeout(5):
+        values = await asyncio.gather(*(cache.get_or_set(f"outer{n}", lambda n=n: outer(n), int) for n in range(10)))
+    assert values == list(range(1, 11))
+
+
+async def test_concurrent_loads_are_bounded(redis):
+    """No more loaders run at once than were allowed."""
+    cache, running, most = Cache(redis, concurrent_loads=3), 0, 0
+
+    async def load() -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.005)
+        running -= 1
+        return 1
+
+    await asyncio.gather(*(cache.get_or_set(f"k{n}", load, int) for n in range(20)))
+    assert most == 3
+
+
+async def test_callers_with_different_types_share_the_load(redis):
+    """Each gets the value as the type that it asked for."""
+    cache, gate = Cache(redis), Gate([1, 2])
+    first = asyncio.create_task(cache.get_or_set("k", gate.load, list[int]))
+    await gate.began.wait()
+    second = asyncio.create_task(cache.get_or_set("k", gate.load, tuple[int, ...]))
+    while cache.stats().joined == 0:
+        await asyncio.sleep(0)
+    gate.open.set()
+    assert (await first, await second) == ([1, 2], (1, 2))
+    assert gate.calls == 1
+
+
+async def test_a_loader_of_the_wrong_type_is_told_so(redis):
+    """What it returns is checked when it is loaded, not when somebody reads it later; nothing is stored."""
+    cache = Cache(redis)
+    with pytest.raises(CacheTypeError, match=r"'k'.*str"):
+        await cache.get_or_set("k", lambda: "text", int)
+    with pytest.raises(CacheTypeError, match="object cannot be encoded"):
+        await cache.get_or_set("o", object, error_ttl_s=0)
+    assert await cache.get("k") is None
+
+
+async def test_closing_ends_loads_and_says_so(valkey_server):
+    """Callers of a load that is under way when Redis is closed get ClosedError; the lease is released."""
+    async with Redis(RedisConfig(url=valkey_server.url)) as redis:
+        cache, gate = Cache(redis), Gate()
+        caller = asyncio.create_task(cache.get_or_set("closing", gate.load, int))
+        await gate.began.wait()
+    with pytest.raises(ClosedError):
+        await caller
+    async with Redis(RedisConfig(url=valkey_server.url)) as redis:
+        assert await redis.execute("EXISTS", "aegis:lease:{closing}") == 0
