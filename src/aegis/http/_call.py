@@ -30,7 +30,7 @@ from aegis.errors import (
     UnauthorizedError,
 )
 from aegis.http._shared import Settings, Shared, Upstream
-from aegis.http._wire import Answer, Failure, Sent, send
+from aegis.http._wire import Answer, Failure, Wire, send
 from aegis.http.profile import Ambiguous, Empty, Ok, Reauth, Rejected, Request, Response, Throttled, Transient, Verdict
 from aegis.http.records import Attempt
 from aegis.http.retry import parse_retry_after
@@ -79,7 +79,7 @@ class Call:
         self.deadline = self.started + timeout_s
         self.timeout_s = timeout_s
         self.url = settings.redactor.url(request.url)
-        self.secrets = settings.redactor.values(request.url, request.headers, request.content)
+        self.refused: list[Request] = []  #: earlier forms of the request, with credentials that were renewed since
         self.history: list[Attempt] = []
         self.renewed = False
         self.sent_at = 0.0
@@ -186,19 +186,19 @@ class Call:
         return waited_s
 
     async def _send(self, number: int, waited_s: float, remaining_s: float) -> Outcome:
-        settings, shared, sent = self.settings, self.shared, Sent()
+        settings, shared, wire = self.settings, self.shared, Wire()
         shared.attempts += 1
         began = self.sent_at = monotonic()
         answer = await send(
             shared.session(),
             self.request,
-            sent,
+            wire,
             timeout_s=min(shared.config.attempt_timeout, remaining_s),
             body_bytes_max=shared.config.max_body,
             tls=shared.tls(settings),
         )
         now = monotonic()
-        outcome = self._failed(answer, sent) if isinstance(answer, Failure) else self._answered(answer, now)
+        outcome = self._failed(answer, wire) if isinstance(answer, Failure) else self._answered(answer, now)
         size = len(answer.content) if isinstance(answer, Answer) else 0
         shared.body_bytes += size
         reason = outcome.error.detail if outcome.error is not None else ""
@@ -209,13 +209,13 @@ class Call:
             self._log(logging.DEBUG, "http attempt", outcome.name, reason)
         return outcome
 
-    def _failed(self, failure: Failure, sent: Sent) -> Outcome:
+    def _failed(self, failure: Failure, wire: Wire) -> Outcome:
         """A request without a complete answer."""
         if failure.kind == "too_large":
             return Outcome("too_large", error=self._error(BodyTooLargeError, failure.reason))
         if failure.kind == "invalid":
             return Outcome("invalid", error=self._error(RejectedError, failure.reason), failed=None)
-        if sent.yes and not self.request.idempotent:
+        if wire.sent and not self.request.idempotent:
             reason = f"{failure.reason}; the request had left, so whether it was executed is unknown"
             return Outcome("ambiguous", error=self._error(AmbiguousOutcomeError, reason), failed=True)
         kind = HttpTimeoutError if failure.kind == "timeout" else HttpConnectionError
@@ -283,10 +283,10 @@ class Call:
                 headers = await self.settings.renewal.headers(self.request, outcome.response, self.sent_at)
         except TimeoutError:
             return False
+        self.refused.append(self.request)
         fresh = CIMultiDict(self.request.headers)
         fresh.update(headers)
         self.request = replace(self.request, headers=fresh)
-        self.secrets |= self.settings.redactor.values("", fresh)
         return True
 
     async def _hold(self, outcome: Outcome) -> None:
@@ -309,7 +309,10 @@ class Call:
         code: str = "",
         retry_after: float | None = None,
     ) -> HttpError:
-        safe = self.settings.redactor.text(detail, self.secrets)[:500]
+        redactor, safe = self.settings.redactor, detail
+        for request in (self.request, *self.refused):
+            safe = redactor.text(safe, redactor.values(request.url, request.headers, request.content))
+        safe = safe[:500]
         method, attempts = self.request.method, len(self.history)
         return kind(safe, method, self.url, attempts, response, tuple(self.history), code, retry_after)
 

@@ -36,6 +36,7 @@ class Settings:
     limit_key: str = field(default="", repr=False)
     renewal: Renewal | None = None
     tls: ssl.SSLContext | None = None
+    upstreams: dict[str, Upstream] = field(default_factory=dict, init=False, repr=False)  #: found before, by origin
 
 
 @dataclass(slots=True)
@@ -86,6 +87,15 @@ class Shared:
 
     def upstream(self, url: str, settings: Settings) -> Upstream:
         """Breaker and budget of the URL's host under these settings."""
+        origin = "/".join(url.split("/", 3)[:3])
+        found = settings.upstreams.get(origin)
+        if found is None:
+            if len(settings.upstreams) >= _UPSTREAMS_MAX:
+                settings.upstreams.clear()
+            found = settings.upstreams[origin] = self._upstream(url, settings)
+        return found
+
+    def _upstream(self, url: str, settings: Settings) -> Upstream:
         host = urlsplit(url).netloc.rpartition("@")[2].lower()
         key = (host, settings.breaker, settings.retry.budget_tokens)
         found = self.upstreams.get(key)

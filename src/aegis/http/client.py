@@ -6,6 +6,7 @@ Built on aiohttp, which costs a fifth of httpx per request. Redirects are never 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ssl import SSLContext
@@ -25,6 +26,7 @@ from aegis.http.records import HttpStats, Limiter, LimitT, Renew
 from aegis.http.retry import IDEMPOTENT_METHODS, RetryPolicy
 
 _DEFAULT_HEADERS = {"User-Agent": "aegis"}
+_PLAIN = re.compile(r"[A-Za-z0-9_.~-]*").fullmatch  # means itself in a query
 
 
 class HttpClient:
@@ -137,7 +139,7 @@ class HttpClient:
         settings, method = self._settings, method.upper()
         self._shared.session()
         if params:
-            url = f"{url}{'&' if '?' in url else '?'}{urlencode(params, doseq=True)}"
+            url = f"{url}{'&' if '?' in url else '?'}{_query(params)}"
         all_headers = CIMultiDict(_DEFAULT_HEADERS)
         if settings.profile is not None:
             all_headers.update(settings.profile.default_headers)
@@ -182,3 +184,12 @@ class HttpClient:
                 f"BreakerPolicy.window_s={window_s} is below twice HTTP_ATTEMPT_TIMEOUT={attempt_s}: "
                 "slow failures would leave the window before they are counted"
             )
+
+
+def _query(params: Mapping[str, Any]) -> str:
+    return "&".join(
+        f"{name}={value}"
+        if isinstance(value, str) and _PLAIN(value) and _PLAIN(name)
+        else urlencode({name: value}, doseq=True)
+        for name, value in params.items()
+    )

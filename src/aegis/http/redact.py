@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from urllib.parse import quote, quote_plus, unquote_plus, urlsplit, urlunsplit
+from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
 
 MASK = "***"
 #: Masked for every client, declared or not.
@@ -20,16 +20,18 @@ WELL_KNOWN = frozenset(
         "password", "passwd", "secret", "client_secret", "x-naver-client-secret", "cano", "personalseckey",
     }
 )  # fmt: skip
+_SPELLINGS_MAX = 1000
 _SHORTEST_VALUE = 4  # shorter values would mask ordinary text
 
 
 class Redactor:
     """Masks the values of secret names. Immutable; `with_names` gives a wider one."""
 
-    __slots__ = ("_field", "names")
+    __slots__ = ("_field", "_known", "names")
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.names = frozenset(name.lower() for name in names) | WELL_KNOWN
+        self._known = dict.fromkeys(self.names, True)  # spellings met so far, so that each is decoded once
         names_pattern = "|".join(sorted((re.escape(name) for name in self.names), key=len, reverse=True))
         self._field = re.compile(
             rf"""(["']?\b(?:{names_pattern})["']?\s*[=:]\s*)(?:"(?:[^"\\]|\\.)*"|'[^']*'|(?:bearer\s+)?[^\s&;,"'}})]+)""",
@@ -45,17 +47,22 @@ class Redactor:
 
     def secret(self, name: str) -> bool:
         """Whether the value of `name`, percent-encoded or not, is a secret."""
-        return unquote_plus(name).strip().lower() in self.names
+        known = self._known.get(name)
+        if known is None:
+            if len(self._known) >= _SPELLINGS_MAX:
+                self._known.clear()
+            known = self._known[name] = unquote_plus(name).strip().lower() in self.names
+        return known
 
     def url(self, url: str) -> str:
-        """The URL without the values of secret keys and without user and password."""
-        split = urlsplit(url)
-        netloc = split.netloc
-        if "@" in netloc:
-            netloc = f"{MASK}@{netloc.rpartition('@')[2]}"
-        fragment = MASK if split.fragment else ""
-        query = split.query and self.pairs(split.query)
-        return urlunsplit((split.scheme, netloc, split.path, query, fragment))
+        """The URL without the values of secret keys, without user and password, without fragment."""
+        whole, hash_, _ = url.partition("#")
+        address, question, query = whole.partition("?")
+        if "@" in address:
+            scheme, slashes, rest = address.partition("//")
+            netloc, slash, path = rest.partition("/")
+            address = f"{scheme}{slashes}{MASK}@{netloc.rpartition('@')[2]}{slash}{path}" if "@" in netloc else address
+        return f"{address}{question}{query and self.pairs(query)}{hash_ and f'#{MASK}'}"
 
     def pairs(self, query: str) -> str:
         """A query string or form with the secret values masked."""
