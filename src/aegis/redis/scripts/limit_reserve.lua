@@ -7,8 +7,8 @@
 -- ARGV[4..]  one pair per rate: limit, window in µs
 -- returns  {1 reserved | 0 not, wait until due in µs, due as text, permits left in the first rate's window now}
 -- Exact because permit i is at least one window after permit i - limit, for every rate; `newest` keeps the order and
--- survives a clock that steps back. The ring is trimmed by time, never by count, so that removing a permit that is not
--- due yet (limit_cancel) leaves the older ones that the rule looks at.
+-- survives a clock that steps back. Trimming keeps as many past permits as the largest limit, however old: when permits
+-- that are not due yet are given back (limit_cancel), or the clock steps back, the rule looks at those.
 -- Every number is an integer below 2^53, so a double holds it exactly; numbers leave through %.0f.
 local now = tonumber(ARGV[1])
 if now < 0 then
@@ -23,10 +23,11 @@ if held > due then due = held end
 local newest = tonumber(redis.call('LINDEX', ring, 0) or 0)
 if newest > due then due = newest end
 
-local widest = 0
+local widest, most = 0, 0
 for i = 4, #ARGV, 2 do
   local limit, window = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
   if window > widest then widest = window end
+  if limit > most then most = limit end
   local older = tonumber(redis.call('LINDEX', ring, limit - cost) or 0)
   if older > 0 and older + window > due then due = older + window end
 end
@@ -49,6 +50,8 @@ for _ = 1, cost do redis.call('LPUSH', ring, text) end
 while true do
   local oldest = redis.call('LINDEX', ring, -1)
   if not oldest or tonumber(oldest) > now - widest then break end
+  local newer = redis.call('LINDEX', ring, -1 - most)
+  if not newer or tonumber(newer) > now then break end
   redis.call('RPOP', ring)
 end
 redis.call('PEXPIRE', ring, string.format('%.0f', math.ceil((wait + widest) / 1000) + 1000))
