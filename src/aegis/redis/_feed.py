@@ -101,7 +101,7 @@ class Feed:
             try:
                 await self._serve_one_link()
                 attempt = 0
-            except RedisUnavailableError as exc:
+            except (ConnectionError, TimeoutError) as exc:  # not made (RedisUnavailableError), or lost while set up
                 attempt += 1
                 if attempt == 1:
                     self._on_down(str(exc))

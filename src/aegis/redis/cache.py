@@ -336,7 +336,7 @@ class Cache:
         it could bring back what was deleted meanwhile); a key given twice counts once. An error fails the whole call.
         """
         names = {self._name(key): key for key in keys}
-        readings = await self._read_all(list(names), type)
+        readings = await self._read_all(list(names), type, raises=False)
         missing = [name for name in names if name not in readings or readings[name].fresh_left_s <= -stale_s]
         batch = Batch(missing, functools.partial(_load_named, load_many, names), self._loads)
         plans = {}
@@ -472,11 +472,11 @@ class Cache:
         if not self._tether.started:
             self._tether.start()
         reading = await self._reader.read(key, codec_for(type_))
-        if reading is None and raises and self._raises and not self._shelf.outage.up:
-            raise self._shelf.outage.error()
+        if reading is None and raises and not self._shelf.outage.up:
+            self._answered(UNANSWERED)
         return reading
 
-    async def _read_all(self, names: list[str], type_: Any) -> dict[str, Reading]:
+    async def _read_all(self, names: list[str], type_: Any, *, raises: bool = True) -> dict[str, Reading]:
         """From both tiers; counts the hits."""
         if not names:
             return {}
@@ -492,6 +492,8 @@ class Cache:
                     found[name] = Reading.of_local(local, now)
         self._count.local_hits += len(found)
         readings = await self._reader.read_all([name for name in names if name not in found], codec)
+        if raises and len(readings) + len(found) < len(names) and not self._shelf.outage.up:
+            self._answered(UNANSWERED)
         self._count.redis_hits += sum(each.fresh_left_s > 0 for each in readings.values())
         return found | readings
 
