@@ -425,7 +425,8 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone: tell the owner, then fail what is in flight."""
-        self.closed_because = self.closed_because or (str(exc) if exc else "closed by the server")
+        cause = "closed by the server" if exc is None else str(getattr(exc, "strerror", "") or exc).lower()
+        self.closed_because = self.closed_because or cause
         self._transport = None
         if self._watch is not None:
             self._watch.cancel()

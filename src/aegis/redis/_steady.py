@@ -27,6 +27,7 @@ from aegis.redis._open import open_link
 from aegis.redis._stats import Counters
 
 log = logging.getLogger("aegis.redis")
+log.addHandler(logging.NullHandler())  # a program that configures no logging sees nothing
 
 _BACKOFF = Backoff(base_s=0.05, cap_s=1.0)
 _RENEW_EVERY_S = 1.0
