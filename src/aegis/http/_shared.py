@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,8 +96,18 @@ class Shared:
             found = settings.upstreams[origin] = self._upstream(url, settings)
         return found
 
+    def circuits(self) -> dict[str, str]:
+        """The state of every host's breaker; of several, the one least closed."""
+        states: dict[str, str] = {}
+        for upstream in self.upstreams.values():
+            state, known = upstream.breaker.state, states.get(upstream.host, "closed")
+            states[upstream.host] = max(known, state, key=("closed", "half-open", "open").index)
+        return states
+
     def _upstream(self, url: str, settings: Settings) -> Upstream:
-        host = urlsplit(url).netloc.rpartition("@")[2].lower()
+        host = ""
+        with contextlib.suppress(ValueError):  # not a URL: sending it will say so
+            host = urlsplit(url).netloc.rpartition("@")[2].lower()
         key = (host, settings.breaker, settings.retry.budget_tokens)
         found = self.upstreams.get(key)
         if found is None:

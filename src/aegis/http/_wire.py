@@ -11,6 +11,7 @@ exception text can hold the whole URL, and an exception raised while handling it
 from __future__ import annotations
 
 import asyncio
+import io
 import ssl
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from aegis.http.profile import Request
 
 #: AEAD suites, RSA key exchange included, for servers without forward secrecy. Verification stays on.
 LEGACY_RSA_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:AES256-GCM-SHA384:AES128-GCM-SHA256"
+
+_LARGE_BODY_BYTES = 1 << 20
 
 
 class _LostError(Exception):
@@ -118,7 +121,7 @@ async def send(
             session.request(
                 request.method,
                 URL(request.url, encoded=True),
-                data=request.content,
+                data=_payload(request.content),
                 headers=request.headers,
                 allow_redirects=False,
                 ssl=tls,
@@ -126,7 +129,7 @@ async def send(
             ) as response,
         ):
             status = response.status
-            content = await _read(response, body_bytes_max)
+            content = b"" if request.method == "HEAD" else await _read(response, body_bytes_max)
             if content is None:
                 response.close()
                 return Failure("too_large", f"the body is larger than {body_bytes_max} bytes", status)
@@ -141,10 +144,22 @@ async def send(
         return Failure("lost", f"the connection was lost: {exc}", status)
     except aiohttp.ClientPayloadError:
         return Failure("lost" if status is None else "broken", "the body broke off or cannot be decompressed", status)
-    except (aiohttp.InvalidURL, ValueError, TypeError) as exc:
-        return Failure("broken" if wire.sent else "invalid", f"not a request that can be sent: {type(exc).__name__}")
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, ValueError, TypeError) as exc:
+        invalid = not wire.sent or _unsendable(request)
+        return Failure("invalid" if invalid else "broken", f"not a request that can be sent: {type(exc).__name__}")
     except (aiohttp.ClientError, OSError) as exc:
         return Failure("lost", f"{type(exc).__name__}", status)
+
+
+def _payload(content: bytes | None) -> bytes | io.BytesIO | None:
+    """The body as aiohttp likes it: it warns of large bytes, and takes a file of them in pieces."""
+    return io.BytesIO(content) if content is not None and len(content) > _LARGE_BODY_BYTES else content
+
+
+def _unsendable(request: Request) -> bool:
+    """Whether aiohttp refuses the head when it is about to write it: a line break in a method or header."""
+    parts = [request.method, *request.headers, *request.headers.values()]
+    return any(char in part for part in parts for char in "\r\n\0")
 
 
 def _cause(exc: aiohttp.ClientConnectorError) -> str:

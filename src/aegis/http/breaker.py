@@ -79,12 +79,14 @@ class Breaker:
     def _count(self, now: float, failed: bool) -> None:
         slice_s = self.policy.window_s / _SLICES
         current = int(now / slice_s)
-        counts = self._slices.setdefault(current, [0, 0])
+        counts = self._slices.get(current)
+        if counts is None:
+            self._slices = {number: pair for number, pair in self._slices.items() if number > current - _SLICES}
+            counts = self._slices[current] = [0, 0]
         counts[0] += 1
         counts[1] += failed
         if not failed:
             return
-        self._slices = {number: pair for number, pair in self._slices.items() if number > current - _SLICES}
         total = sum(pair[0] for pair in self._slices.values())
         failures = sum(pair[1] for pair in self._slices.values())
         if total >= self.policy.calls_min and failures >= total * self.policy.failure_ratio:

@@ -6,6 +6,7 @@ Built on aiohttp, which costs a fifth of httpx per request. Redirects are never 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,8 +16,10 @@ from urllib.parse import urlencode
 
 import msgspec
 from multidict import CIMultiDict
+from yarl import URL
 
 from aegis.config import HttpConfig
+from aegis.errors import RejectedError
 from aegis.http._call import Call
 from aegis.http._renewal import Renewal
 from aegis.http._shared import Settings, Shared
@@ -26,6 +29,9 @@ from aegis.http.records import HttpStats, Limiter, LimitT, Renew
 from aegis.http.retry import IDEMPOTENT_METHODS, RetryPolicy
 
 _DEFAULT_HEADERS = {"User-Agent": "aegis"}
+_METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+").fullmatch  # a token of RFC 9110 5.6.2
+_URL = re.compile(r"https?://[!-~]+", re.IGNORECASE).fullmatch
+_CONTROL = re.compile(r"[\0-\x1f\x7f]")
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*").fullmatch  # means itself in a query
 
 
@@ -131,6 +137,7 @@ class HttpClient:
         `idempotent=True` allows a POST to be repeated. Bodies are bytes or text, so every attempt sends the same.
 
         Raises:
+            RejectedError: the upstream refused it, or it is no request that can be sent (a line break in a header).
             RateLimitTimeoutError: no permit within the deadline; nothing was sent.
             CircuitOpenError: the upstream failed too often; nothing was sent.
             AmbiguousOutcomeError: a request that must not be repeated left, and its outcome is unknown.
@@ -138,6 +145,10 @@ class HttpClient:
         """
         settings, method = self._settings, method.upper()
         self._shared.session()
+        if _METHOD(method) is None:
+            raise RejectedError(f"{method!r} is no method", url=self._settings.redactor.url(url))
+        if _URL(url) is None:
+            url = self._plain_url(method, url)
         if params:
             url = f"{url}{'&' if '?' in url else '?'}{_query(params)}"
         all_headers = CIMultiDict(_DEFAULT_HEADERS)
@@ -168,8 +179,21 @@ class HttpClient:
             shared.permit_wait_s,
             shared.body_bytes,
             shared.in_flight,
-            {upstream.host: upstream.breaker.state for upstream in shared.upstreams.values()},
+            shared.circuits(),
         )
+
+    def _plain_url(self, method: str, url: str) -> str:
+        """The URL in ASCII: other text is percent-encoded, a control character or another scheme is refused."""
+        plain = ""
+        if _CONTROL.search(url) is None:
+            with contextlib.suppress(ValueError):
+                plain = str(URL(url))
+        if _URL(plain) is None:
+            shown = _CONTROL.sub("?", self._settings.redactor.url(url))
+            raise RejectedError(
+                "not a URL that can be fetched: http or https, and no control characters", method, shown
+            )
+        return plain
 
     def _derive(self, settings: Settings) -> HttpClient:
         self._check(settings)

@@ -62,7 +62,7 @@ class Response:
             if encoding is not None:
                 return self.content.decode(encoding)
             return decode(self.content, self.headers.get("content-type", ""), self.charset)
-        except (UnicodeDecodeError, LookupError) as exc:
+        except (UnicodeError, LookupError) as exc:
             reason = f"body of {len(self.content)} bytes cannot be decoded: {type(exc).__name__}"
             raise BodyDecodeError(reason, self.method, self.url, self.attempts, self) from None
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
+from urllib.parse import quote, quote_plus, unquote_plus
+
+import msgspec
 
 MASK = "***"
 #: Masked for every client, declared or not.
@@ -22,6 +24,17 @@ WELL_KNOWN = frozenset(
 )  # fmt: skip
 _SPELLINGS_MAX = 1000
 _SHORTEST_VALUE = 4  # shorter values would mask ordinary text
+
+_PASSWORD = re.compile(r"[a-zA-Z]+://[^/?#@]*?:([^/?#]+)@")
+_ESCAPE = re.compile(r"%[0-9A-F]{2}")
+
+
+def _forms(value: str) -> set[str]:
+    """What a value may look like in text: as it is, percent-encoded in three ways and two cases, escaped in JSON."""
+    encoded = {quote(value, safe=""), quote(value), quote_plus(value)}
+    lower = {_ESCAPE.sub(lambda escape: escape[0].lower(), form) for form in encoded}
+    forms = {value, value.replace("/", "\\/"), msgspec.json.encode(value)[1:-1].decode(), *encoded, *lower}
+    return {form for form in forms if len(form) >= _SHORTEST_VALUE}
 
 
 class Redactor:
@@ -78,17 +91,17 @@ class Redactor:
 
     def text(self, text: str, values: Iterable[str] = ()) -> str:
         """Free text with `values`, their percent-encoded forms, and `name=value` of secret names masked."""
-        for value in values:
-            for form in {value, quote(value, safe=""), quote(value), quote_plus(value)}:
-                if len(form) >= _SHORTEST_VALUE:
-                    text = text.replace(form, MASK)
+        for form in sorted({form for value in values for form in _forms(value)}, key=len, reverse=True):
+            text = text.replace(form, MASK)
         return self._field.sub(rf"\g<1>{MASK}", text)
 
     def values(self, url: str, headers: Mapping[str, str], body: bytes | None = None) -> frozenset[str]:
         """The secret values that a request carries, so that an echo of them can be masked too."""
         found = {value for name, value in headers.items() if self.secret(name)}
         found |= {value.partition(" ")[2] for value in found if " " in value}
-        for pair in urlsplit(url).query.split("&"):
+        password = _PASSWORD.match(url)
+        found |= {password[1], unquote_plus(password[1])} if password else set()
+        for pair in url.partition("#")[0].partition("?")[2].split("&"):
             name, _, value = pair.partition("=")
             if self.secret(name):
                 found |= {value, unquote_plus(value)}

@@ -1,0 +1,120 @@
+"""What callers pass in: URLs as people write them, bodies of any size, and what cannot be sent at all."""
+
+from __future__ import annotations
+
+import pytest
+from scripted_server import answer
+
+from aegis.errors import BodyDecodeError, RejectedError
+from aegis.http import BreakerPolicy, HttpClient
+from aegis.http.breaker import Breaker
+from aegis.http.redact import Redactor
+
+
+@pytest.mark.parametrize(
+    ("path", "on_the_wire"),
+    [
+        ("/a b", b"/a%20b"),
+        ("/삼성?q=전자", b"/%EC%82%BC%EC%84%B1?q=%EC%A0%84%EC%9E%90"),
+        ("/ok%2Fok?a=%41+b", b"/ok%2Fok?a=%41+b"),
+    ],
+)
+async def test_a_url_goes_out_in_ascii_and_what_is_encoded_already_stays(server, http, path, on_the_wire):
+    """Spaces and Korean are percent-encoded; an encoded slash, which some signatures depend on, is not touched."""
+    await http.get(server.url + path)
+    assert server.requests[0].startswith(b"GET " + on_the_wire + b" HTTP/1.1\r\n")
+
+
+async def test_parameters_of_all_kinds_arrive_as_they_are_meant(server, http):
+    """Plain ones take a short cut; signs, spaces, Korean, numbers and lists are encoded as a form is."""
+    await http.get(
+        f"{server.url}/?a=1", params={"plain": "Az0_.~-", "sign": "+/=&", "한": "글 자", "n": 5, "l": [1, 2]}
+    )
+    line = server.requests[0].split(b" ")[1]
+    assert line == b"/?a=1&plain=Az0_.~-&sign=%2B%2F%3D%26&%ED%95%9C=%EA%B8%80+%EC%9E%90&n=5&l=1&l=2"
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "headers"),
+    [
+        ("GET", "{}/a\r\nX-Evil: 1", {}),
+        ("GET", "nonsense", {}),
+        ("GET", "ftp://127.0.0.1/", {}),
+        ("GET", "http://[::1", {}),
+        ("GET", "http://127.0.0.1:99999/", {}),
+        ("GE T", "{}", {}),
+        ("G\r\nX: Y", "{}", {}),
+        ("POST", "{}", {"X": "a\r\nY: b"}),
+    ],
+)
+async def test_what_cannot_be_sent_is_refused_at_once(server, http, caplog, method, url, headers):
+    """Never sent, never tried twice, never ambiguous; no breaker moves, and no line break reaches a log."""
+    client = http.with_breaker(BreakerPolicy(calls_min=1))
+    with pytest.raises(RejectedError) as caught:
+        await client.request(method, url.format(server.url), headers=headers)
+    assert server.requests == []
+    assert caught.value.attempts <= 1
+    assert not {"\r", "\n"} & set(str(caught.value) + "".join(record.getMessage() for record in caplog.records))
+    assert "open" not in client.stats().circuits.values()
+
+
+async def test_a_head_answer_may_announce_any_length(server, http):
+    """Its body never comes, so the cap on bodies does not apply."""
+    server.steps = [answer()[:-2].replace(b"Content-Length: 2", b"Content-Length: 99999999")]
+    response = await http.request("HEAD", server.url)
+    assert (response.content, response.headers["Content-Length"]) == (b"", "99999999")
+
+
+async def test_a_large_body_is_sent_whole_on_every_attempt(server, http):
+    """Two megabytes, a failure, and the same two megabytes: what was sent once can be sent again."""
+    body = bytes(range(256)) * 8192
+    server.steps = [answer(503), None, answer(200)]
+    response = await http.post(server.url, body, idempotent=True)
+    assert response.attempts == 3
+    assert [request.endswith(body) for request in server.requests] == [True] * 3
+
+
+async def test_a_charset_that_is_no_charset_is_a_decode_error(server, http):
+    """Python knows codecs that are no text, and one that always fails; neither escapes as something else."""
+    for label in ("hex", "undefined"):
+        server.steps = [answer(200, b"41", f"Content-Type: text/plain; charset={label}\r\n")]
+        with pytest.raises(BodyDecodeError):
+            (await http.get(server.url)).text()
+
+
+async def test_a_host_with_two_breakers_shows_the_worse(server, http):
+    """Two policies, one host: an alarm on `stats().circuits` sees the open one."""
+    server.steps = [answer(503)]
+    await http.without_retry().with_breaker(BreakerPolicy(calls_min=1)).get(server.url)
+    await http.get(server.url)
+    assert list(http.stats().circuits.values()) == ["open"]
+
+
+def test_a_breaker_that_sees_only_successes_keeps_one_windows_counts():
+    """Years of success need no more memory than half a minute."""
+    breaker = Breaker(BreakerPolicy(window_s=30.0))
+    for second in range(10_000):
+        breaker.leave(breaker.enter(float(second))[0], float(second), failed=False)
+    assert len(breaker._slices) <= 10
+
+
+@pytest.mark.parametrize("echo", ["a%2bb%2fc", "a%2Bb%2Fc", r"a+b\/c", "a+b/c", r"a\"quote"])
+def test_an_echoed_secret_is_masked_in_every_spelling(echo):
+    """Lower-case escapes and the escaped slashes of PHP's JSON as well."""
+    redactor = Redactor()
+    values = redactor.values("https://me:a%2Bb%2Fc@h/", {"appkey": 'a"quote'})
+    assert echo not in redactor.text(f"you sent {echo}, fool", values)
+
+
+async def test_the_password_in_a_url_is_a_secret(server, http):
+    """It goes out as Basic authorization, and is shown nowhere."""
+    response = await http.get(server.url.replace("//", "//me:s3cret@"))
+    assert b"Authorization: Basic" in server.requests[0]
+    assert response.url.startswith("http://***@127")
+
+
+async def test_a_closed_client_says_so():
+    """Before its `async with` and after it."""
+    client = HttpClient()
+    with pytest.raises(Exception, match="not open"):
+        await client.get("http://127.0.0.1/")
