@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -112,7 +113,7 @@ async def test_two_limiters_share_one_quota(redis):
     granted = [await contenders[n % 2].allow(limit) for n in range(12)]
     assert [decision.allowed for decision in granted] == [True] * 5 + [False] * 7
     assert [decision.remaining for decision in granted[:5]] == [4, 3, 2, 1, 0]
-    assert 29 < granted[5].retry_after <= 30.02
+    assert 29 < granted[5].retry_after <= 30.05
 
 
 async def test_what_cannot_be_met_raises_at_once_and_consumes_nothing(redis):
@@ -121,7 +122,7 @@ async def test_what_cannot_be_met_raises_at_once_and_consumes_nothing(redis):
     assert await limiter.wait(limit) == pytest.approx(0.0, abs=0.2)
     with pytest.raises(RateLimitTimeoutError, match="late") as refused:
         await limiter.wait(limit, timeout=1.0)
-    assert 58 < refused.value.retry_after_s <= 60.02
+    assert 58 < refused.value.retry_after_s <= 60.05
     usage = await limiter.peek(limit)
     assert (usage.used, usage.remaining) == (1, 0)
 
@@ -137,7 +138,7 @@ async def test_cancelled_waiter_gives_its_slot_to_the_next(redis):
         waiter.cancel()
     await asyncio.gather(*waiters, return_exceptions=True)
     assert limiter.stats().cancelled == 5
-    while (await limiter.peek(limit)).next_in > 0.43:
+    while (await limiter.peek(limit)).next_in > 0.46:
         await asyncio.sleep(0.005)
     assert await limiter.wait(limit) < 0.6
 
@@ -172,7 +173,7 @@ async def test_every_key_expires_and_not_before_its_queue(redis):
     while limiter.stats().server_calls < 4:
         await asyncio.sleep(0.005)
     [name] = await redis.execute("KEYS", "*")
-    assert 39_000 < await redis.execute("PTTL", name) <= 42_000
+    assert 39_000 < await redis.execute("PTTL", name) <= 42_500
     for waiter in waiters:
         waiter.cancel()
     await asyncio.gather(*waiters, return_exceptions=True)
@@ -201,3 +202,16 @@ def test_impossible_rate_is_refused(limit, per):
     """A rate must allow something in a finite time."""
     with pytest.raises(ValueError, match=f"limit={limit}"):
         Rate(limit, per=per)
+
+
+async def test_a_starved_process_does_not_use_slots_that_are_long_due(redis):
+    """The loop is blocked over the due moment: the slot is dropped and another one taken."""
+    limiter, limit = RateLimiter(redis), RateLimit("starved", Rate(1, per=0.2))
+    await limiter.wait(limit)
+    waiting = asyncio.create_task(limiter.wait(limit))
+    while limiter.stats().server_calls < 2:
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.02)
+    time.sleep(0.4)  # noqa: ASYNC251 - this is the starvation
+    await waiting
+    assert limiter.stats().late >= 1
