@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Coroutine
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 from aegis.backoff import Backoff
@@ -231,7 +232,10 @@ class Pool:
             raise PoolFullError(self.config.max_waiting, self._state())
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Lease] = loop.create_future()
+        behind = bool(self._waiters) and next(reversed(self._waiters.values())) > started + self.config.acquire_timeout
         self._waiters[waiter] = started + self.config.acquire_timeout
+        if behind:  # it came before the others, and has asked a dead connection meanwhile
+            self._waiters = OrderedDict(sorted(self._waiters.items(), key=itemgetter(1)))
         self._count.waited += 1
         if "expiry" not in self._timers:
             self._timers["expiry"] = loop.call_later(self.config.acquire_timeout, self._expire)
