@@ -141,6 +141,8 @@ class Feed:
                 if self._on_heard is not None:
                     self._on_heard(sent_at)
             except (TimeoutError, ConnectionResetError):
+                if not self._lost_event.is_set():
+                    self._on_down("no answer to PING")  # the link's own report comes when it is no longer ours
                 link.abort("no answer to PING")
                 return
             with contextlib.suppress(TimeoutError):
