@@ -141,6 +141,19 @@ async def test_unopened_and_closed_clients_say_so(valkey_server: EmbeddedValkey)
         await redis.execute("PING")
 
 
+async def test_an_open_client_cannot_be_entered_again_but_a_closed_one_can(valkey_server: EmbeddedValkey) -> None:
+    """Entering twice would lose a connection; after close it is a fresh start, statistics go on."""
+    redis = Redis(RedisConfig(url=valkey_server.url))
+    async with redis:
+        with pytest.raises(RuntimeError, match="open already"):
+            await redis.__aenter__()
+        assert await redis.execute("ECHO", 1) == b"1"
+    async with redis:
+        assert await redis.execute("ECHO", 2) == b"2"
+    assert redis.stats().connections == 2
+    assert "closed" in repr(redis)
+
+
 async def test_disabled_it_does_no_io_at_all() -> None:
     """Nothing listens at that port: every call returns its neutral value at once."""
     async with Redis(RedisConfig(enabled=False, port=1)) as redis:

@@ -231,6 +231,7 @@ async def server_that_says(*lines: bytes) -> AsyncIterator[RedisConfig]:
         (b"$abc\r\n", "malformed reply"),
         (b"$-7\r\n", "malformed reply"),
         (b"*1\r\n:12x\r\n", "malformed reply"),
+        (b"%1\r\n*1\r\n:1\r\n:1\r\n", "malformed reply"),
         (b"$2000000\r\n" + bytes(1_500_000), "larger than 1000000 bytes"),
         (b"*2000000\r\n" + b":1\r\n" * 400_000, "larger than 1000000 bytes"),
     ],

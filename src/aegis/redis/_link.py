@@ -83,7 +83,8 @@ class Pending:
     def __await__(self) -> Generator[Any, None, Reply]:
         self._asyncio_future_blocking = True
         yield self
-        return self.reply
+        reply, self.reply = self.reply, None  # whoever still knows this object shall not keep the reply alive
+        return reply
 
     def add_done_callback(self, wake: Callable[[Any], None], *, context: contextvars.Context) -> None:
         """The task tells how to wake it."""
@@ -218,6 +219,7 @@ class Link(asyncio.BufferedProtocol):
         self._patient_until: Callable[[], float] = float  # see `be_patient`
         self.full = False
         self.closed_because = ""
+        self._gone: Future[None] = self._loop.create_future()
 
     def __repr__(self) -> str:
         state = "closed" if self._transport is None else "closing" if self.closed_because else "open"
@@ -315,7 +317,7 @@ class Link(asyncio.BufferedProtocol):
                             waiter.context.run(wake, waiter)
                     elif not waiter.done():  # cancelled or late: nobody wants it
                         waiter.set_result(reply)
-        except hiredis.ProtocolError as exc:
+        except (hiredis.ProtocolError, TypeError) as exc:  # TypeError: a map whose key is a list
             self.abort(f"malformed reply: {exc}")
         except IndexError:
             self.abort("malformed reply: one more than there were commands")
@@ -432,6 +434,13 @@ class Link(asyncio.BufferedProtocol):
             self._watch.cancel()
         self._on_lost(self.closed_because)
         self._fail_all()
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    async def wait_closed(self) -> None:
+        """Return when the socket is closed and everything in flight has failed. Call `abort` first."""
+        if self._transport is not None:
+            await asyncio.shield(self._gone)
 
     def _fail_all(self) -> None:
         self._out.clear()

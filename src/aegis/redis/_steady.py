@@ -44,6 +44,7 @@ class SteadyLink:
         self._config, self._counters = config, counters
         self.ready: Link | None = None
         self._link: Link | None = None
+        self._retired: Link | None = None  # answered to its end, then closed
         self._state = "closed"
         self._cause = ""  # why there is no link
         self._backlog: OrderedDict[Future[Reply], tuple[bytes, Waiter, int]] = OrderedDict()
@@ -82,7 +83,10 @@ class SteadyLink:
 
         Raises:
             RedisUnavailableError: it cannot be made now.
+            RuntimeError: it is open already.
         """
+        if self._state != "closed":
+            raise RuntimeError("this Redis is open already; share it instead of entering it twice")
         self._deadlines = Deadlines(asyncio.get_running_loop(), self._expire)
         self._use(await self._new_link())
         log.debug("connected to Redis at %s", self._config.address)
@@ -94,15 +98,19 @@ class SteadyLink:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        link, self._link, self.ready = self._link, None, None
-        if link is not None:
-            link.abort(self._cause)
+        links, self._link, self._retired, self.ready = (self._link, self._retired), None, None, None
+        for link in links:
+            if link is not None:
+                link.abort(self._cause)
         while self._backlog:
             future, _ = self._backlog.popitem(last=False)
             if not future.done():
                 future.set_exception(ClosedError("Redis"))
         if self._deadlines is not None:
             self._deadlines.close()
+        for link in links:
+            if link is not None:
+                await link.wait_closed()
 
     # --- commands ---
 
@@ -221,6 +229,7 @@ class SteadyLink:
                 self._use(link)
                 if old is not None:
                     old.retire()
+                    self._retired = old
         finally:
             if self._task is asyncio.current_task():  # else the link was lost meanwhile, and a reconnection took over
                 self._task = None
