@@ -20,9 +20,9 @@ from aegis.config import DatabaseConfig
 from aegis.database._lease import Lease
 from aegis.database._session import Trace
 from aegis.database.pool import Pool
-from aegis.errors import DatabaseUnavailableError
+from aegis.errors import ClosedError, DatabaseUnavailableError
 
-MAX, MIN, WAITING = 3, 1, 6
+MAX, MIN, WAITING = 2, 1, 5
 
 
 @dataclass(eq=False)
@@ -31,6 +31,7 @@ class Wire:
 
     closed: bool = False
     in_transaction: bool = False
+    soiled: bool = False
 
     def is_closed(self) -> bool:
         return self.closed
@@ -77,6 +78,7 @@ class Steps:
 
     async def reset(self, conn: Wire) -> None:
         await self._step("reset")
+        conn.soiled = False
 
     async def close(self, conn: Wire) -> None:
         try:
@@ -164,6 +166,7 @@ class PoolModel(RuleBasedStateMachine):
         self.borrowers.remove(borrower)
         lease.trace = {"dirty": Trace.RESET, "close": Trace.CLOSE}.get(how, Trace.NONE)
         lease.broken = how == "broken"
+        lease.conn.soiled = how in {"dirty", "close", "broken", "transaction"}
         lease.conn.in_transaction = how == "transaction"
         lease.conn.closed = lease.conn.closed or how == "dead"
         lease.expires_at = 0.0 if how == "expired" else lease.expires_at
@@ -228,6 +231,10 @@ class PoolModel(RuleBasedStateMachine):
         assert not {id(lease) for lease in self.pool._idle} & set(held)
 
     @invariant()
+    def nobody_gets_what_another_left_behind(self):
+        assert not any(lease.conn.soiled for lease in [*self.pool._idle, *self.pool._held])
+
+    @invariant()
     def cancellations_are_not_swallowed(self):
         for borrower in list(self.borrowers):
             if borrower.task.done() and borrower.lease is None:
@@ -284,6 +291,59 @@ class PoolModel(RuleBasedStateMachine):
 
 
 PoolModel.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPoolModel = pytest.mark.timeout(120)(PoolModel.TestCase)
+
+
+async def test_closing_a_pool_whose_connect_has_not_begun_leaves_nothing():
+    """A connect task that is cancelled before its first step counts no longer; close returns and the size is zero."""
+    pool = Pool(DatabaseConfig(max_conns=1, min_conns=0), Steps())
+    pool._open = True
+    waiting = asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0)
+    assert pool.size == 1
+    closing = asyncio.create_task(pool.close())
+    await asyncio.wait([closing, waiting], timeout=5)
+    assert closing.done()
+    assert isinstance(waiting.exception(), ClosedError)
+    assert pool.size == 0
+
+
+async def test_who_asked_a_dead_connection_first_keeps_its_place():
+    """The silent connection costs the first caller a ping, not its place before those who came meanwhile."""
+    driver = Steps()
+    pool = Pool(DatabaseConfig(max_conns=1, min_conns=0), driver)
+    pool._open = True
+    first = asyncio.create_task(pool.acquire())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    driver.pending[0][1].set_result(None)
+    lease = await first
+    pool.release(lease)
+    lease.idle_since -= 5.0
+    order: list[str] = []
+
+    async def ask(name: str) -> None:
+        got = await pool.acquire()
+        order.append(name)
+        pool.release(got)
+
+    early = asyncio.create_task(ask("early"))
+    await asyncio.sleep(0)
+    assert driver.pending[0][0] == "ping"
+    late = asyncio.create_task(ask("late"))
+    await asyncio.sleep(0)
+    driver.pending[0][1].set_exception(TimeoutError())
+    while not (early.done() and late.done()):
+        for _, future in list(driver.pending):
+            if not future.done():
+                future.set_result(None)
+        await asyncio.sleep(0)
+    assert order == ["early", "late"]
+    closing = asyncio.create_task(pool.close())
+    while not closing.done():
+        for _, future in list(driver.pending):
+            if not future.done():
+                future.set_result(None)
+        await asyncio.sleep(0)
