@@ -104,6 +104,8 @@ def _unpack_tags(raw: bytes, count: int) -> tuple[tuple[tuple[str, bytes], ...],
         at += name_length
         tags.append((name, raw[at : at + generation_length]))
         at += generation_length
+    if at > len(raw):  # slices do not complain
+        raise struct.error("cut off within its tags")
     return tuple(tags), at
 
 

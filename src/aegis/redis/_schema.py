@@ -25,7 +25,7 @@ _PLAIN = frozenset(
     {Any, object, dict, list, tuple, set, frozenset, str, bytes, bytearray, int, float, bool, type(None)}
 )  # fmt: skip
 #: Parts of a description that say where a type lives or what it fills in, not what is stored.
-_NOT_STORED = frozenset({"cls", "default", "default_factory", "extra", "extra_json_schema"})
+_NOT_STORED = frozenset({"cls", "default", "default_factory", "required", "extra", "extra_json_schema"})
 
 
 @lru_cache(maxsize=1024)
