@@ -390,6 +390,24 @@ class MigrationError(DatabaseError):
 # --- upstream ---------------------------------------------------------------------------------------------------------
 
 
+class TokenRefusedError(UnauthorizedError):
+    """
+    KIS issued no access token, so nothing that needs one was sent.
+
+    `code` is KIS's own, where it gave one (EGW00133: the last token is less than a minute old). `retry_after` is None
+    where waiting does not help, because the credentials are wrong.
+    """
+
+    def __init__(self, code: str, reason: str, retry_after: float | None) -> None:
+        super().__init__(reason, code=code, retry_after=retry_after)
+        self.args = (code, reason, retry_after)  # plain, so that other processes which wait for the token can be told
+
+    def __str__(self) -> str:
+        code = f" [{self.code}]" if self.code else ""
+        again = f"try again in {self.retry_after:.0f} s" if self.retry_after else "check KIS_APP_KEY and KIS_APP_SECRET"
+        return f"KIS issued no access token: {self.detail}{code}; {again}"
+
+
 class ReplayError(AegisError, ValueError):
     """A file of daily bars cannot be replayed: which file, which line (0: the file as a whole), what was expected."""
 

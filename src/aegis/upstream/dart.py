@@ -16,7 +16,7 @@ from aegis.config import DartConfig
 from aegis.errors import MissingSettingError
 from aegis.http import Empty, HttpClient, Ok, Profile, Rejected, Request, Response, Throttled, Transient, Verdict
 from aegis.redis import Cache, RateLimit, RateLimiter
-from aegis.upstream.kis import KST
+from aegis.upstream._shape import KST
 from aegis.upstream.presets import DART_RATE_LIMIT
 
 _ZIP = b"PK\x03\x04"

@@ -9,17 +9,15 @@ never the one a sibling has just obtained.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import time
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import date, timedelta
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
 from aegis.config import KisConfig
-from aegis.errors import MissingSettingError, RejectedError
+from aegis.errors import BodyDecodeError
 from aegis.http import (
     Ambiguous,
     HttpClient,
@@ -34,22 +32,18 @@ from aegis.http import (
     Verdict,
 )
 from aegis.redis import Cache, RateLimit, RateLimiter
+from aegis.upstream._shape import day, exact, expected_shape, whole
+from aegis.upstream._token import SharedToken, credentials
 from aegis.upstream.presets import KIS_PAPER_RATE_LIMIT, KIS_RATE_LIMIT, KIS_TOKEN_RATE_LIMIT
-
-KST = timezone(timedelta(hours=9), "KST")
 
 _THROTTLED = frozenset({"EGW00201", "EGW00215"})
 _STALE_TOKEN = frozenset({"EGW00121", "EGW00123"})
 _UNKNOWN_OUTCOME = frozenset({"EGW00301", "EGW00302"})
 _PASSING = frozenset({"EGW00202", "EGW00203", "EGW00300", "EGW00316", "OPSQ0003", "OPSQ1002", ""})
-_TOKEN_TOO_SOON = "EGW00133"  # noqa: S105 - a code, not a secret
 #: After a refusal, users of one key pause about this long; the quota's window is a second.
 _THROTTLE_PAUSE_S = 1.0
-#: A token is renewed this long before its end, so that none dies between our check and the server's.
-_TOKEN_MARGIN_S = 60.0
-_TOKEN_WAIT_S = 65.0
-_TOKEN_WATCH_EVERY_S = 0.5
 _CHART_ROWS_MAX = 100
+_QUOTATIONS = "/uapi/domestic-stock/v1/quotations"
 
 
 class _Envelope(msgspec.Struct):
@@ -59,6 +53,7 @@ class _Envelope(msgspec.Struct):
     msg_cd: str = ""
     msg1: str = ""
     access_token: str | None = None
+    approval_key: str | None = None
     error_code: str | None = None
     error_description: str = ""
 
@@ -66,13 +61,12 @@ class _Envelope(msgspec.Struct):
 def classify(request: Request, response: Response) -> Verdict:
     """What an answer of KIS means. The body decides; the status only where the body is not KIS's."""
     del request
-    try:
-        body = msgspec.json.decode(response.content, type=_Envelope)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    body = _envelope(response)
+    if body is None:
         return _by_status(response)
     if body.error_code is not None:
         return Rejected(body.error_code, body.error_description)
-    if body.access_token is not None or body.rt_cd == "0":
+    if body.access_token is not None or body.approval_key is not None or body.rt_cd == "0":
         return Ok()
     if body.rt_cd is None:
         return _by_status(response)
@@ -84,16 +78,28 @@ def classify(request: Request, response: Response) -> Verdict:
     if code in _UNKNOWN_OUTCOME:
         return Ambiguous(code, message)
     if code in _PASSING:
-        return Transient(code, message)
+        return Transient(code, message or "a refusal without a word")
     return Rejected(code, message)
+
+
+def _envelope(response: Response) -> _Envelope | None:
+    """The codes are ASCII, so they are read even where the words are in another charset than the header says."""
+    try:
+        return response.json(_Envelope)
+    except BodyDecodeError:
+        pass
+    try:
+        return msgspec.json.decode(response.content.decode("cp949"), type=_Envelope)
+    except (UnicodeDecodeError, msgspec.DecodeError):
+        return None
 
 
 def _by_status(response: Response) -> Verdict:
     if response.status == 429:
         return Throttled(_THROTTLE_PAUSE_S)
     if response.status >= 500 or response.ok:
-        return Transient("", "not an answer of KIS")
-    return Rejected(str(response.status), "not an answer of KIS")
+        return Transient(str(response.status), f"not an answer of KIS: {response.content[:80]!r}")
+    return Rejected(str(response.status), f"not an answer of KIS: {response.content[:80]!r}")
 
 
 KIS_PROFILE = Profile(
@@ -104,16 +110,6 @@ KIS_PROFILE = Profile(
     ),
     default_headers={"custtype": "P", "Content-Type": "application/json; charset=utf-8"},
 )
-
-
-class Token(msgspec.Struct, frozen=True):
-    """An access token and its end. Its `repr` does not show it."""
-
-    value: str
-    expires_at: datetime
-
-    def __repr__(self) -> str:
-        return f"Token(expires_at={self.expires_at.isoformat()})"
 
 
 class StockPrice(msgspec.Struct, frozen=True):
@@ -128,10 +124,16 @@ class StockPrice(msgspec.Struct, frozen=True):
     volume: int
     amount: int
     halted: bool
+    base: int | None = None  #: what `change` counts from
+    upper_limit: int | None = None
+    lower_limit: int | None = None
+    change_percent: Decimal | None = None
+    per: Decimal | None = None
+    pbr: Decimal | None = None
 
 
 class DailyBar(msgspec.Struct, frozen=True):
-    """One day of one stock, in won and shares."""
+    """One day of one stock, in won and shares. On a day without trading, open, high and low are 0."""
 
     date: date
     open: int
@@ -142,22 +144,6 @@ class DailyBar(msgspec.Struct, frozen=True):
     amount: int
 
 
-class _Issued(msgspec.Struct):
-    access_token: str
-    access_token_token_expired: str
-
-
-class _PriceOutput(msgspec.Struct):
-    stck_prpr: int
-    prdy_vrss: int
-    stck_oprc: int
-    stck_hgpr: int
-    stck_lwpr: int
-    acml_vol: int
-    acml_tr_pbmn: int
-    temp_stop_yn: str = "N"
-
-
 class _PriceAnswer(msgspec.Struct):
     output: dict[str, str]
 
@@ -166,129 +152,136 @@ class _ChartAnswer(msgspec.Struct):
     output2: list[dict[str, str]]
 
 
-class _ChartRow(msgspec.Struct):
-    stck_bsop_date: str
-    stck_oprc: int
-    stck_hgpr: int
-    stck_lwpr: int
-    stck_clpr: int
-    acml_vol: int
-    acml_tr_pbmn: int
-
-
 class KisClient:
     """
-    The few calls that collectors need, each one paid for at the shared limit of the app key.
+    KIS, each request paid for at the shared limit of the app key, with the token that all processes share.
 
-    Real and paper trading differ in host, limit and token. Errors are those of `aegis.http`.
+    Real and paper trading differ in host, limit and token. Errors are those of `aegis.http`, and `TokenRefusedError`.
+    A call may wait up to a minute for a token, beside its `HTTP_TIMEOUT`; bound it with `asyncio.timeout`.
     """
 
     def __init__(
-        self, http: HttpClient, limiter: RateLimiter, cache: Cache, config: KisConfig, limit: RateLimit | None = None
+        self,
+        http: HttpClient,
+        limiter: RateLimiter,
+        cache: Cache,
+        config: KisConfig,
+        limit: RateLimit | None = None,
+        *,
+        token_limit: RateLimit = KIS_TOKEN_RATE_LIMIT,
     ) -> None:
-        if config.app_key is None or config.app_secret is None:
-            missing = "KIS_APP_KEY" if config.app_key is None else "KIS_APP_SECRET"
-            raise MissingSettingError("KisClient", missing)
-        self._key, self._secret = config.app_key.get_secret_value(), config.app_secret.get_secret_value()
-        self._url, self._cache = config.base_url, cache
+        app_key, _ = credentials(config)
         self.limit = limit or (KIS_PAPER_RATE_LIMIT if config.is_virtual else KIS_RATE_LIMIT)
+        self._url, self._paper = config.base_url, config.is_virtual
         profiled = http.with_profile(KIS_PROFILE)
-        self._http = profiled.with_rate_limiter(limiter, self.limit, key=self._key).with_reauth(self._renew)
-        self._issuer = profiled.with_rate_limiter(limiter, KIS_TOKEN_RATE_LIMIT, key=self._key).without_retry()
-        hashed = hashlib.blake2b(self._key.encode(), digest_size=12).hexdigest()
-        self._token_key = f"kis-token:{'paper' if config.is_virtual else 'real'}:{hashed}"
-        self._token: Token | None = None
-
-    async def price(self, code: str) -> StockPrice:
-        """The stock now (주식현재가 시세)."""
-        answer = await self._get("inquire-price", "FHKST01010100", {"FID_INPUT_ISCD": code})
-        out = msgspec.convert(answer.json(_PriceAnswer).output, _PriceOutput, strict=False)
-        return StockPrice(
-            code,
-            out.stck_prpr,
-            out.prdy_vrss,
-            out.stck_oprc,
-            out.stck_hgpr,
-            out.stck_lwpr,
-            out.acml_vol,
-            out.acml_tr_pbmn,
-            halted=out.temp_stop_yn == "Y",
-        )
-
-    async def daily_chart(self, code: str, first: date, last: date, *, adjusted: bool = True) -> list[DailyBar]:
-        """Daily bars from `first` to `last`, both included, oldest first, in as many pages of 100 as it takes."""
-        bars: dict[date, DailyBar] = {}
-        while first <= last:
-            page = await self._chart_page(code, first, last, adjusted=adjusted)
-            bars |= {bar.date: bar for bar in page}
-            if len(page) < _CHART_ROWS_MAX:
-                break
-            last = min(bar.date for bar in page) - timedelta(days=1)
-        return [bars[day] for day in sorted(bars)]
-
-    async def _chart_page(self, code: str, first: date, last: date, *, adjusted: bool) -> list[DailyBar]:
-        period = {"FID_INPUT_DATE_1": f"{first:%Y%m%d}", "FID_INPUT_DATE_2": f"{last:%Y%m%d}"}
-        shape = {"FID_PERIOD_DIV_CODE": "D", "FID_ORG_ADJ_PRC": "0" if adjusted else "1"}
-        params = {"FID_INPUT_ISCD": code, **period, **shape}
-        answer = await self._get("inquire-daily-itemchartprice", "FHKST03010100", params)
-        rows = [row for row in answer.json(_ChartAnswer).output2 if row]  # a page may end in empty rows
-        return [_bar(msgspec.convert(row, _ChartRow, strict=False)) for row in rows]
+        self._token = SharedToken(profiled, limiter, cache, config, token_limit)
+        paid = profiled.with_rate_limiter(limiter, self.limit, key=app_key)
+        self._http = paid.with_reauth(self._token.renew)
 
     async def token(self) -> str:
         """
         The access token that all processes share; issued if there is none.
 
         Raises:
-            RejectedError: KIS refused to issue one; after EGW00133 only when a minute of waiting brought none either.
+            TokenRefusedError: KIS issued none; after EGW00133 only when a minute of waiting brought none either.
         """
-        if self._token is None or self._token.expires_at <= datetime.now(UTC):
-            self._token = await self._shared_token()
-        return self._token.value
+        return await self._token.current()
 
-    async def _shared_token(self) -> Token:
-        deadline = time.monotonic() + _TOKEN_WAIT_S
-        while True:
-            try:
-                return await self._cache.get_or_set(
-                    self._token_key, self._issue, Token, ttl=_token_ttl_s, error_ttl_s=_TOKEN_WATCH_EVERY_S
-                )
-            except RejectedError as exc:
-                if exc.code != _TOKEN_TOO_SOON or time.monotonic() > deadline:
-                    raise
-            # Somebody outside of our cache was issued one less than a minute ago: watch the store, then try again.
-            await asyncio.sleep(_TOKEN_WATCH_EVERY_S * 2)
+    async def request(
+        self,
+        method: str,
+        path: str,
+        tr_id: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        tr_cont: str = "",
+        timeout: float | None = None,
+    ) -> Response:
+        """
+        Any of KIS's transactions: `await kis.request("POST", ".../order-cash", "TTTC0012U", body={...})`.
 
-    async def _issue(self) -> Token:
-        body = {"grant_type": "client_credentials", "appkey": self._key, "appsecret": self._secret}
-        answer = await self._issuer.post_json(f"{self._url}/oauth2/tokenP", body, timeout=_TOKEN_WAIT_S)
-        issued = answer.json(_Issued)
-        expires_at = datetime.strptime(issued.access_token_token_expired, "%Y-%m-%d %H:%M:%S").replace(tzinfo=KST)
-        return Token(issued.access_token, expires_at.astimezone(UTC) - timedelta(seconds=_TOKEN_MARGIN_S))
+        A POST is sent once; again only if KIS refused it unexecuted (too fast, or a stale token). On paper the first
+        letter of a trading transaction becomes V by itself. The next page is `tr_cont="N"`, if the answer's header
+        `tr_cont` was M or F.
 
-    async def _renew(self, request: Request, response: Response) -> Mapping[str, str]:
-        """The token of `request` was refused: drop it, if it is still the one we know, and get the next."""
-        del response
-        known = self._token
-        if known is not None and request.headers.get("authorization") == f"Bearer {known.value}":
-            self._token = None
-            await self._cache.delete_if(self._token_key, known, Token)
-        return {"authorization": f"Bearer {await self.token()}"}
-
-    async def _get(self, name: str, tr_id: str, params: Mapping[str, Any]) -> Response:
+        Raises:
+            AmbiguousOutcomeError: a POST left and its outcome is unknown; look at the fills before you repeat it.
+        """
         headers = {
-            "authorization": f"Bearer {await self.token()}",
-            "appkey": self._key,
-            "appsecret": self._secret,
-            "tr_id": tr_id,
+            "authorization": f"Bearer {await self._token.current()}",
+            "appkey": self._token.app_key,
+            "appsecret": self._token.app_secret,
+            "tr_id": f"V{tr_id[1:]}" if self._paper and tr_id[:1] in {"T", "J", "C"} else tr_id,
+            "tr_cont": tr_cont,
         }
-        url = f"{self._url}/uapi/domestic-stock/v1/quotations/{name}"
-        return await self._http.get(url, params={"FID_COND_MRKT_DIV_CODE": "J", **params}, headers=headers)
+        content = None if body is None else msgspec.json.encode(body)
+        url = f"{self._url}{path}"
+        return await self._http.request(method, url, params=params, headers=headers, content=content, timeout=timeout)
+
+    async def price(self, code: str) -> StockPrice:
+        """The stock now (주식현재가 시세)."""
+        answer = await self._quotation("inquire-price", "FHKST01010100", {"FID_INPUT_ISCD": code})
+        with expected_shape(answer):
+            return _price(code, answer.json(_PriceAnswer).output)
+
+    async def daily_chart(self, code: str, first: date, last: date, *, adjusted: bool = True) -> list[DailyBar]:
+        """Daily bars from `first` to `last`, both included, oldest first, in as many pages of 100 as it takes."""
+        bars: dict[date, DailyBar] = {}
+        until = last
+        while first <= until:
+            page = await self._chart_page(code, first, until, adjusted=adjusted)
+            bars |= {bar.date: bar for bar in page if first <= bar.date <= last}
+            oldest = min((bar.date for bar in page), default=first)
+            if len(page) < _CHART_ROWS_MAX or oldest > until:  # complete, or not the page that was asked for
+                break
+            until = oldest - timedelta(days=1)
+        return [bars[each] for each in sorted(bars)]
+
+    async def _chart_page(self, code: str, first: date, last: date, *, adjusted: bool) -> list[DailyBar]:
+        period = {"FID_INPUT_DATE_1": f"{first:%Y%m%d}", "FID_INPUT_DATE_2": f"{last:%Y%m%d}"}
+        shape = {"FID_PERIOD_DIV_CODE": "D", "FID_ORG_ADJ_PRC": "0" if adjusted else "1"}
+        params = {"FID_INPUT_ISCD": code, **period, **shape}
+        answer = await self._quotation("inquire-daily-itemchartprice", "FHKST03010100", params)
+        with expected_shape(answer):
+            return [_bar(row) for row in answer.json(_ChartAnswer).output2 if row]  # a page may end in empty rows
+
+    async def _quotation(self, name: str, tr_id: str, params: Mapping[str, str]) -> Response:
+        asked = {"FID_COND_MRKT_DIV_CODE": "J", **params}
+        return await self.request("GET", f"{_QUOTATIONS}/{name}", tr_id, params=asked)
 
 
-def _token_ttl_s(token: Token) -> float:
-    return max(1.0, (token.expires_at - datetime.now(UTC)).total_seconds())
+def _price(code: str, out: Mapping[str, str]) -> StockPrice:
+    return StockPrice(
+        code,
+        price=whole(out["stck_prpr"]),
+        change=whole(out["prdy_vrss"]),
+        open=whole(out["stck_oprc"]),
+        high=whole(out["stck_hgpr"]),
+        low=whole(out["stck_lwpr"]),
+        volume=whole(out["acml_vol"]),
+        amount=whole(out["acml_tr_pbmn"]),
+        halted=out.get("temp_stop_yn") == "Y",
+        base=_whole_or_none(out.get("stck_sdpr")),
+        upper_limit=_whole_or_none(out.get("stck_mxpr")),
+        lower_limit=_whole_or_none(out.get("stck_llam")),
+        change_percent=exact(out.get("prdy_ctrt")),
+        per=exact(out.get("per")),
+        pbr=exact(out.get("pbr")),
+    )
 
 
-def _bar(row: _ChartRow) -> DailyBar:
-    day = datetime.strptime(row.stck_bsop_date, "%Y%m%d").replace(tzinfo=KST).date()
-    return DailyBar(day, row.stck_oprc, row.stck_hgpr, row.stck_lwpr, row.stck_clpr, row.acml_vol, row.acml_tr_pbmn)
+def _whole_or_none(text: str | None) -> int | None:
+    return None if exact(text) is None else whole(text or "")
+
+
+def _bar(row: Mapping[str, str]) -> DailyBar:
+    return DailyBar(
+        day(row["stck_bsop_date"]),
+        open=whole(row["stck_oprc"]),
+        high=whole(row["stck_hgpr"]),
+        low=whole(row["stck_lwpr"]),
+        close=whole(row["stck_clpr"]),
+        volume=whole(row["acml_vol"]),
+        amount=whole(row["acml_tr_pbmn"]),
+    )

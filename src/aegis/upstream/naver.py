@@ -16,7 +16,8 @@ import msgspec
 from aegis.config import NaverConfig
 from aegis.http import HttpClient, Ok, Profile, Rejected, Request, Response, Throttled, Transient, Verdict
 from aegis.redis import Cache, RateLimit, RateLimiter
-from aegis.upstream.kis import KST, DailyBar
+from aegis.upstream._shape import KST
+from aegis.upstream.kis import DailyBar
 from aegis.upstream.presets import NAVER_RATE_LIMIT
 
 _PAUSE_S = 1.0

@@ -55,6 +55,8 @@ class _Kis:
             return _answer(403, {"error_code": "EGW00115", "error_description": "grant_type이 유효하지 않습니다."})
         if not asked.get("appkey") or not asked.get("appsecret"):
             return _answer(403, {"error_code": "EGW00103", "error_description": "유효하지 않은 AppKey입니다."})
+        if not self._state.tokens.knows(asked["appkey"], asked["appsecret"]):
+            return _answer(403, {"error_code": "EGW00105", "error_description": "유효하지 않은 AppSecret입니다."})
         issued = self._state.tokens.issue(asked["appkey"])
         if issued is None:
             reason = "접근토큰 발급 잠시 후 다시 시도하세요(1분당 1회)"

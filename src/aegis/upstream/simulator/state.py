@@ -74,6 +74,11 @@ class TokenBook:
     refused: int = 0
     _asked_at: dict[str, float] = field(default_factory=dict)
     _tokens: dict[str, tuple[str, float]] = field(default_factory=dict)  # app key -> token, issued at
+    _secrets: dict[str, str] = field(default_factory=dict)  # app key -> its secret, as first seen
+
+    def knows(self, app_key: str, app_secret: str) -> bool:
+        """Whether the secret is that of the app key; the first one that comes with a key is taken for it."""
+        return self._secrets.setdefault(app_key, app_secret) == app_secret
 
     def issue(self, app_key: str) -> tuple[str, float] | None:
         """A token and the seconds it is valid; None when the app key asked less than an interval ago."""

@@ -1,0 +1,63 @@
+"""
+Answers as the three write them: numbers in strings, commas, blanks, days without dashes, Korean time.
+
+What should be a number and is none is an error that names the place, never a zero: a failed read that is taken for
+"no shares" has sold people's holdings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal, InvalidOperation
+
+import msgspec
+
+from aegis.errors import BodyDecodeError
+from aegis.http import Response
+
+KST = timezone(timedelta(hours=9), "KST")
+
+
+def whole(text: str) -> int:
+    """`"1,234"`, `"-5"`, `"1234.00"` as an int; anything else, a blank included, is a ValueError."""
+    number = _decimal(text)
+    if number != (as_int := int(number)):
+        raise ValueError(f"{text!r} is not a whole number")
+    return as_int
+
+
+def exact(text: str | None) -> Decimal | None:
+    """A number as it is written, or None for a blank: `"-0.26"`, `"6,788.88"`, `""`, `"N/A"`, `"-"`."""
+    if text is None or text.strip() in {"", "-", "N/A"}:
+        return None
+    return _decimal(text)
+
+
+def day(text: str) -> date:
+    """`"20260102"` as a date."""
+    return datetime.strptime(text.strip(), "%Y%m%d").replace(tzinfo=KST).date()
+
+
+def _decimal(text: str) -> Decimal:
+    try:
+        number = Decimal(text.strip().replace(",", ""))
+    except InvalidOperation:
+        raise ValueError(f"{text[:40]!r} is not a number") from None
+    if not number.is_finite():
+        raise ValueError(f"{text[:40]!r} is not a number")
+    return number
+
+
+@contextlib.contextmanager
+def expected_shape(response: Response) -> Iterator[None]:
+    """Whatever does not fit while the answer is being read becomes `BodyDecodeError`."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, msgspec.ValidationError) as exc:
+        if isinstance(exc, BodyDecodeError):
+            raise
+        where = f"{type(exc).__name__}: {exc}"[:200]
+        detail = f"not the expected shape: {where}"
+        raise BodyDecodeError(detail, response.method, response.url, response.attempts, response) from None
