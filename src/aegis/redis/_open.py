@@ -13,8 +13,9 @@ import hiredis
 
 from aegis.config import RedisConfig
 from aegis.errors import RedisUnavailableError
-from aegis.redis._link import Limits, Link, LinkLostError, pack
+from aegis.redis._link import Limits, Link, pack
 from aegis.redis._stats import Counters
+from aegis.redis._waiters import LinkLostError
 
 
 def limits_of(config: RedisConfig, *, idle_ping: bool = False) -> Limits:

@@ -22,9 +22,10 @@ from aegis.backoff import Backoff
 from aegis.config import RedisConfig
 from aegis.errors import ClosedError, RedisUnavailableError
 from aegis.redis._deadlines import Deadlines
-from aegis.redis._link import Link, Patient, Pending, Reply, ReplyLateError, Waiter
+from aegis.redis._link import Link
 from aegis.redis._open import open_link
 from aegis.redis._stats import Counters
+from aegis.redis._waiters import Patient, Pending, Reply, ReplyLateError, Waiter
 
 log = logging.getLogger("aegis.redis")
 log.addHandler(logging.NullHandler())  # a program that configures no logging sees nothing

@@ -26,12 +26,13 @@ from aegis.errors import (
     ServerLostError,
     ServerReplyError,
 )
-from aegis.redis._link import Block, LinkLostError, Reply, ReplyLateError, pack
+from aegis.redis._link import pack
 from aegis.redis._raw import make_raw
 from aegis.redis._script import Script
 from aegis.redis._shared import Argument, Command, check_shareable, command_name, harmless
 from aegis.redis._stats import Counters, RedisStats
 from aegis.redis._steady import NeverSentError, SteadyLink
+from aegis.redis._waiters import Block, LinkLostError, Reply, ReplyLateError
 
 _PIPELINE_CHUNK = 1000  #: commands of a pipeline that are queued as one
 
