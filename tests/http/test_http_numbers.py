@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from aegis.backoff import Backoff
 from aegis.http.breaker import Breaker, BreakerPolicy
-from aegis.http.retry import RetryBudget, parse_retry_after
+from aegis.http.retry import RetryBudget, RetryPolicy, parse_retry_after
 
 NOW = datetime(1994, 11, 6, 8, 49, 0, tzinfo=UTC)
 
@@ -64,3 +65,92 @@ def test_old_failures_leave_the_window():
     for now in (1.0, 1.0, 1.0, 40.0):
         breaker.leave(breaker.enter(now)[0], now, failed=True)
     assert breaker.state == "closed"
+
+
+def test_a_run_of_resets_opens_for_long_and_any_answer_breaks_the_run():
+    """Three connections broken without an answer: the long pause. A failed probe that is reset again: once more."""
+    breaker = Breaker(BreakerPolicy(0.5, 100, 30, 5, resets_max=3, reset_open_s=600))
+    for reset in (True, True, False, True, True):
+        breaker.leave(breaker.enter(1.0)[0], 1.0, failed=True, reset=reset)
+    assert breaker.state == "closed"
+    breaker.leave(breaker.enter(1.0)[0], 1.0, failed=None, reset=False)
+    breaker.leave(breaker.enter(1.0)[0], 1.0, failed=True, reset=True)
+    assert breaker.enter(2.0) == (-1, 599.0)
+    breaker.leave(breaker.enter(601.0)[0], 601.0, failed=True, reset=True)
+    assert breaker.enter(602.0) == (-1, 599.0)
+    breaker.leave(breaker.enter(1201.0)[0], 1201.0, failed=True, reset=False)
+    assert breaker.enter(1202.0) == (-1, 4.0)
+    breaker.leave(breaker.enter(1206.0)[0], 1206.0, failed=False)
+    assert breaker.state == "closed"
+
+
+def test_resets_are_failures_like_others_where_nothing_else_is_said():
+    """Without `resets_max` a hundred resets open the ordinary pause only."""
+    breaker = Breaker(BreakerPolicy(0.5, 100, 30, 5))
+    for _ in range(100):
+        breaker.leave(breaker.enter(1.0)[0], 1.0, failed=True, reset=True)
+    assert breaker.enter(1.0) == (-1, 5.0)
+
+
+def test_outcomes_of_an_earlier_era_change_nothing():
+    """Requests that began before the circuit opened end while it is half-open: the probe alone decides."""
+    breaker = Breaker(BreakerPolicy(0.5, 2, 30, 5))
+    early = [breaker.enter(1.0)[0] for _ in range(4)]
+    breaker.leave(early[0], 1.0, failed=True)
+    breaker.leave(early[1], 1.0, failed=True)
+    probe, _ = breaker.enter(6.0)
+    breaker.leave(early[2], 6.0, failed=False)
+    breaker.leave(early[3], 6.0, failed=True)
+    assert breaker.state == "half-open"
+    breaker.leave(probe, 6.0, failed=False)
+    assert breaker.state == "closed"
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.8, 1.0])
+def test_the_ratio_is_met_exactly(ratio):
+    """One failure fewer keeps it closed."""
+    need = round(ratio * 20)
+    for failures, state in ((need - 1, "closed"), (need, "open")):
+        breaker = Breaker(BreakerPolicy(ratio, 20, 30, 5))
+        for number in range(20):
+            breaker.leave(0, 1.0, failed=number >= 20 - failures)
+        assert breaker.state == state
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 64, 65, 1000, 10**9])
+def test_a_delay_never_overflows(attempt):
+    """Attempt one thousand waits at most the cap, and the first retry is never immediate."""
+    policy = RetryPolicy()
+    for backoff in (policy.backoff, policy.throttle_backoff, Backoff(1e-6, 1e6)):
+        assert backoff.floor_s <= backoff.delay_s(attempt) <= backoff.cap_s
+    assert policy.backoff.floor_s > 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"attempts": 0}, "attempts=0"),
+        ({"budget_tokens": 4.0}, r"budget_tokens=4\.0 .*5\.0"),
+    ],
+)
+def test_a_policy_that_contradicts_itself_names_its_values(wrong, named):
+    """At construction."""
+    with pytest.raises(ValueError, match=named):
+        RetryPolicy(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"failure_ratio": 0.0}, "failure_ratio=0.0"),
+        ({"failure_ratio": 1.1}, "failure_ratio=1.1"),
+        ({"calls_min": 0}, "calls_min=0"),
+        ({"open_s": 0.0}, "open_s=0.0"),
+        ({"resets_max": -1}, "resets_max=-1"),
+        ({"reset_open_s": 1.0}, r"reset_open_s=1\.0 not below open_s=5\.0"),
+    ],
+)
+def test_a_breaker_that_contradicts_itself_names_its_values(wrong, named):
+    """At construction."""
+    with pytest.raises(ValueError, match=named):
+        BreakerPolicy(**wrong)

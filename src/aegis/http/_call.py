@@ -50,6 +50,7 @@ class Outcome:
     after_s: float | None = None
     throttled: bool = False
     failed: bool | None = False  #: for the breaker; None counts neither way
+    reset: bool = False  #: the connection broke without an answer
     renew: bool = False
 
     def stopped(self, by: str) -> Outcome:
@@ -96,9 +97,11 @@ class Call:
             self.shared.failures += 1
             if isinstance(error, AmbiguousOutcomeError):
                 self.shared.ambiguous += 1
-            self._log(logging.ERROR, "http call failed", outcome.name, self.settings.redactor.text(str(error)))
+            self._log_call(logging.ERROR, outcome, error)
             raise error
         assert outcome.response is not None
+        if logger.isEnabledFor(logging.DEBUG):
+            self._log_call(logging.DEBUG, outcome)
         return outcome.response
 
     async def _attempts(self) -> tuple[Outcome, AegisError | None]:
@@ -119,7 +122,7 @@ class Call:
             if delay_s is None:
                 return outcome, outcome.error
             self.shared.retries += 1
-            self._log(logging.WARNING, "http retry", outcome.name, f"in {delay_s:.3f} s")
+            self._log_attempt(logging.WARNING, f"http retry in {delay_s:.3f} s")
             await asyncio.sleep(delay_s)
 
     def _retry_in_s(self, outcome: Outcome, number: int) -> float | None:
@@ -148,15 +151,15 @@ class Call:
             self.shared.circuit_refusals += 1
             reason = f"the circuit of {self.upstream.host} is open; next probe in {wait_s:.1f} s; nothing was sent"
             return Stopped("circuit", self._error(CircuitOpenError, reason, retry_after=wait_s))
-        failed: bool | None = None
+        failed, reset = None, False
         try:
             waited_s = await self._permit()
             if isinstance(waited_s, Stopped):
                 return waited_s
             outcome = await self._send(number, waited_s, self.deadline - monotonic())
-            failed = outcome.failed
+            failed, reset = outcome.failed, outcome.reset
         finally:
-            breaker.leave(era, monotonic(), failed=failed)
+            breaker.leave(era, monotonic(), failed=failed, reset=reset)
         if failed is False:
             self.upstream.budget.refund(self.settings.retry.refund)
         if outcome.throttled:
@@ -206,7 +209,7 @@ class Call:
         if outcome.error is not None:
             outcome.error.attempts, outcome.error.history = len(self.history), tuple(self.history)
         if logger.isEnabledFor(logging.DEBUG):
-            self._log(logging.DEBUG, "http attempt", outcome.name, reason)
+            self._log_attempt(logging.DEBUG, "http attempt")
         return outcome
 
     def _failed(self, failure: Failure, wire: Wire) -> Outcome:
@@ -217,9 +220,12 @@ class Call:
             return Outcome("invalid", error=self._error(RejectedError, failure.reason), failed=None)
         if wire.sent and not self.request.idempotent:
             reason = f"{failure.reason}; the request had left, so whether it was executed is unknown"
-            return Outcome("ambiguous", error=self._error(AmbiguousOutcomeError, reason), failed=True)
+            return Outcome(
+                "ambiguous", error=self._error(AmbiguousOutcomeError, reason), failed=True, reset=failure.reset
+            )
         kind = HttpTimeoutError if failure.kind == "timeout" else HttpConnectionError
-        return Outcome(failure.kind, error=self._error(kind, failure.reason), retry=True, failed=True)
+        error = self._error(kind, failure.reason)
+        return Outcome(failure.kind, error=error, retry=True, failed=True, reset=failure.reset)
 
     def _answered(self, answer: Answer, now: float) -> Outcome:
         """A complete answer, by what it means."""
@@ -299,7 +305,7 @@ class Call:
             async with asyncio.timeout(max(0.0, self.deadline - monotonic())):
                 await settings.limiter.hold(settings.limit, seconds, key=settings.limit_key)
         except (AegisError, TimeoutError) as exc:
-            self._log(logging.WARNING, "http hold not shared", outcome.name, type(exc).__name__)
+            self._log_attempt(logging.WARNING, f"http hold not shared ({type(exc).__name__})")
 
     def _error(
         self,
@@ -316,18 +322,31 @@ class Call:
         method, attempts = self.request.method, len(self.history)
         return kind(safe, method, self.url, attempts, response, tuple(self.history), code, retry_after)
 
-    def _log(self, level: int, event: str, outcome: str, detail: str) -> None:
-        if not logger.isEnabledFor(level):
-            return
-        last = self.history[-1] if self.history else None
-        fields: dict[str, Any] = {
-            "http_method": self.request.method,
-            "http_url": self.url,
-            "http_attempt": last.number if last else 0,
-            "http_status": last.status if last else None,
-            "http_permit_wait_s": last.permit_wait_s if last else 0.0,
-            "http_bytes": last.body_bytes if last else 0,
-            "http_elapsed_s": monotonic() - self.started,
-            "http_outcome": outcome,
+    def _log_attempt(self, level: int, event: str) -> None:
+        """One structured line about the last attempt."""
+        last = self.history[-1]
+        fields = {
+            "http_attempt": last.number,
+            "http_permit_wait_s": last.permit_wait_s,
+            "http_status": last.status,
+            "http_bytes": last.body_bytes,
+            "http_elapsed_s": last.elapsed_s,
         }
-        logger.log(level, "%s %s %s: %s %s", event, self.request.method, self.url, outcome, detail, extra=fields)
+        self._log(level, event, last.outcome, last.reason, fields)
+
+    def _log_call(self, level: int, outcome: Outcome, error: AegisError | None = None) -> None:
+        """One structured line about the whole call."""
+        fields = {
+            "http_attempts": len(self.history),
+            "http_permit_wait_s": sum(attempt.permit_wait_s for attempt in self.history),
+            "http_status": self.history[-1].status if self.history else None,
+            "http_bytes": sum(attempt.body_bytes for attempt in self.history),
+            "http_elapsed_s": monotonic() - self.started,
+        }
+        detail = error.detail if isinstance(error, HttpError) else self.settings.redactor.text(str(error or ""))
+        self._log(level, "http call" if error is None else "http call failed", outcome.name, detail, fields)
+
+    def _log(self, level: int, event: str, outcome: str, detail: str, fields: dict[str, Any]) -> None:
+        fields |= {"http_method": self.request.method, "http_url": self.url, "http_outcome": outcome}
+        text = f"{outcome}: {detail}" if detail else outcome
+        logger.log(level, "%s %s %s: %s", event, self.request.method, self.url, text, extra=fields)

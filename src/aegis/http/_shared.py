@@ -22,6 +22,7 @@ from aegis.http.redact import Redactor
 from aegis.http.retry import RetryBudget, RetryPolicy
 
 _UPSTREAMS_MAX = 1024
+_DEFAULT_BREAKER = BreakerPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Settings:
     """What a `with_*` changes."""
 
     retry: RetryPolicy = field(default_factory=RetryPolicy)
-    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+    breaker: BreakerPolicy | None = None  #: the caller's own
     redactor: Redactor = field(default_factory=Redactor)
     profile: Profile | None = None
     limiter: Limiter[Any] | None = None
@@ -38,6 +39,11 @@ class Settings:
     renewal: Renewal | None = None
     tls: ssl.SSLContext | None = None
     upstreams: dict[str, Upstream] = field(default_factory=dict, init=False, repr=False)  #: found before, by origin
+
+    @property
+    def breaker_policy(self) -> BreakerPolicy:
+        """The caller's, else the profile's, else the default."""
+        return self.breaker or (self.profile and self.profile.breaker) or _DEFAULT_BREAKER
 
 
 @dataclass(slots=True)
@@ -108,12 +114,13 @@ class Shared:
         host = ""
         with contextlib.suppress(ValueError):  # not a URL: sending it will say so
             host = urlsplit(url).netloc.rpartition("@")[2].lower()
-        key = (host, settings.breaker, settings.retry.budget_tokens)
+        policy = settings.breaker_policy
+        key = (host, policy, settings.retry.budget_tokens)
         found = self.upstreams.get(key)
         if found is None:
             if len(self.upstreams) >= _UPSTREAMS_MAX:
                 self.upstreams.pop(next(iter(self.upstreams)))
-            found = Upstream(host, Breaker(settings.breaker), RetryBudget(settings.retry.budget_tokens))
+            found = Upstream(host, Breaker(policy), RetryBudget(settings.retry.budget_tokens))
             self.upstreams[key] = found
         return found
 

@@ -84,6 +84,7 @@ class Failure:
     kind: str
     reason: str
     status: int | None = None
+    reset: bool = False  #: the other side broke the connection before it answered
 
 
 def open_session(*, connections_max: int, per_host_max: int, connect_timeout_s: float, proxy: bool) -> Any:
@@ -139,9 +140,10 @@ async def send(
     except TimeoutError:
         return Failure("timeout", f"no complete answer within {timeout_s:.3f} s", status)
     except aiohttp.ClientConnectorError as exc:
-        return Failure("connect", f"cannot connect to {exc.host}:{exc.port}: {_cause(exc)}")
+        reset = isinstance(exc.os_error, ConnectionResetError)
+        return Failure("connect", f"cannot connect to {exc.host}:{exc.port}: {_cause(exc)}", reset=reset)
     except _LostError as exc:
-        return Failure("lost", f"the connection was lost: {exc}", status)
+        return Failure("lost", f"the connection was lost: {exc}", status, reset=True)
     except aiohttp.ClientPayloadError:
         return Failure("lost" if status is None else "broken", "the body broke off or cannot be decompressed", status)
     except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, ValueError, TypeError) as exc:

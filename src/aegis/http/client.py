@@ -202,12 +202,21 @@ class HttpClient:
         return derived
 
     def _check(self, settings: Settings) -> None:
-        window_s, attempt_s = settings.breaker.window_s, self._shared.config.attempt_timeout
-        if window_s < 2 * attempt_s:
+        policy, attempt_s = settings.breaker_policy, self._shared.config.attempt_timeout
+        if policy.window_s < 2 * attempt_s:
             raise ValueError(
-                f"BreakerPolicy.window_s={window_s} is below twice HTTP_ATTEMPT_TIMEOUT={attempt_s}: "
+                f"BreakerPolicy.window_s={policy.window_s} is below twice HTTP_ATTEMPT_TIMEOUT={attempt_s}: "
                 "slow failures would leave the window before they are counted"
             )
+        if settings.breaker is None:
+            return  # the default and a profile's serve all clients of a host, fast and slow ones together
+        for rate in getattr(settings.limit, "rates", ()):
+            calls = rate.limit / rate.per * policy.window_s
+            if calls < policy.calls_min:
+                raise ValueError(
+                    f"BreakerPolicy.calls_min={policy.calls_min} can never be reached: limit {settings.limit.name!r} "
+                    f"allows {calls:g} calls in window_s={policy.window_s}"
+                )
 
 
 def _query(params: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from multidict import CIMultiDict
 
 from aegis.errors import BodyDecodeError, HttpStatusError
+from aegis.http.breaker import BreakerPolicy
 from aegis.http.charset import decode
 
 T = TypeVar("T")
@@ -164,3 +165,4 @@ class Profile:
     default_headers: Mapping[str, str] = field(default_factory=dict)
     charset: str | None = None
     tls: Literal["modern", "legacy_rsa"] = "modern"
+    breaker: BreakerPolicy | None = None  #: what fits this upstream; `with_breaker` overrules it

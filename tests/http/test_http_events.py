@@ -1,0 +1,125 @@
+"""What a call tells: one structured event per attempt and one per call; and policies that fit upstream and limit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+from time import monotonic
+
+import pytest
+from scripted_server import FAST, CountingLimiter, Limit, answer, hang
+
+from aegis.errors import CircuitOpenError, HttpConnectionError, HttpTimeoutError
+from aegis.http import BreakerPolicy, HttpClient, Ok, Profile
+from aegis.redis import Rate, RateLimit
+
+
+async def test_each_attempt_and_each_call_is_one_structured_event(server, http, caplog):
+    """Method, masked URL, number, permit wait, status, bytes, seconds and outcome, as fields, not as prose."""
+    caplog.set_level(logging.DEBUG, "aegis.http")
+    server.steps = [answer(503, b"down"), answer(200, b"done!")]
+    await http.with_rate_limiter(CountingLimiter(), Limit()).get(f"{server.url}/p?token=x")
+    events = [(record.levelname, record.getMessage().split(" GET ")[0]) for record in caplog.records]
+    assert [event if "retry" not in event[1] else "retry" for event in events] == [
+        ("DEBUG", "http attempt"),
+        "retry",
+        ("DEBUG", "http attempt"),
+        ("DEBUG", "http call"),
+    ]
+    first, retry, _, call = (record.__dict__ for record in caplog.records)
+    assert retry["levelname"] == "WARNING"
+    url = f"{server.url}/p?token=***"
+    assert {name: first[name] for name in first if name.startswith("http_") and not name.endswith("_s")} == {
+        "http_method": "GET",
+        "http_url": url,
+        "http_attempt": 1,
+        "http_status": 503,
+        "http_bytes": 4,
+        "http_outcome": "transient",
+    }
+    assert first["http_permit_wait_s"] >= 0
+    assert 0 < first["http_elapsed_s"] < call["http_elapsed_s"]
+    assert (call["http_attempts"], call["http_status"], call["http_bytes"], call["http_outcome"]) == (2, 200, 9, "ok")
+
+
+async def test_a_failed_call_is_one_error_line(http, caplog):
+    """At ERROR, with the count of attempts; the attempts themselves are DEBUG and stay silent."""
+    caplog.set_level(logging.INFO, "aegis.http")
+    with pytest.raises(HttpConnectionError):
+        await http.without_retry().get("http://127.0.0.1:1/")
+    (record,) = caplog.records
+    assert (record.levelname, record.http_attempts, record.http_outcome) == ("ERROR", 1, "connect")
+
+
+def test_an_unconfigured_process_prints_nothing():
+    """A failure is an exception, not a line on somebody's terminal."""
+    program = """
+import asyncio
+from aegis.errors import HttpConnectionError
+from aegis.http import HttpClient, RetryPolicy
+from aegis.backoff import Backoff
+async def main():
+    async with HttpClient() as http:
+        try:
+            await http.with_retry(RetryPolicy(backoff=Backoff(0.001, 0.002))).get("http://127.0.0.1:1/")
+        except HttpConnectionError:
+            pass
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+async def test_an_answer_that_drips_is_bounded_by_the_deadline(server, http):
+    """A byte every 20 ms satisfies any read timeout for ever; the total does not care."""
+
+    async def drip(writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while True:
+            writer.write(b".")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    server.steps = [drip]
+    began = monotonic()
+    with pytest.raises(HttpTimeoutError):
+        await http.get(server.url, timeout=0.3)
+    assert 0.25 < monotonic() - began < 1.5
+    assert (await http.get(server.url)).status == 200
+
+
+async def test_an_attempt_has_a_bound_of_its_own(server, http):
+    """A hung attempt is given up in time for another, within one deadline."""
+    server.steps = [hang(), answer(200, b"second")]
+    http._shared.config = http._shared.config.model_copy(update={"attempt_timeout": 0.1})
+    response = await http.with_retry(FAST).get(server.url, timeout=3.0)
+    assert (response.content, response.attempts) == (b"second", 2)
+
+
+async def test_a_profile_brings_the_breaker_that_fits_its_upstream(server, http):
+    """Two resets: no third request for ten minutes, and the wait is said. The caller's own breaker overrules it."""
+    policy = BreakerPolicy(resets_max=2, reset_open_s=600.0)
+    profile = Profile("blocks", lambda _request, _response: Ok(), breaker=policy)
+    server.steps = [None] * 4
+    with pytest.raises(HttpConnectionError) as caught:
+        await http.with_profile(profile).get(server.url)
+    assert (caught.value.attempts, caught.value.stopped_by, len(server.requests)) == (2, "circuit", 2)
+    with pytest.raises(CircuitOpenError) as caught:
+        await http.with_profile(profile).get(server.url)
+    assert 590 < caught.value.retry_after <= 600
+    own = http.with_breaker(BreakerPolicy(calls_min=50)).with_profile(profile)
+    server.steps = []
+    assert (await own.get(server.url)).status == 200
+
+
+def test_a_breaker_that_its_limit_can_never_open_is_refused():
+    """Two calls a minute never make twenty in thirty seconds; the message names both numbers, in either order."""
+    slow, policy = RateLimit("slow", Rate(2, per=60.0)), BreakerPolicy(calls_min=20)
+    with pytest.raises(ValueError, match=r"calls_min=20 .*'slow' allows 1 calls in window_s=30\.0"):
+        HttpClient().with_breaker(policy).with_rate_limiter(CountingLimiter(), slow)
+    with pytest.raises(ValueError, match="calls_min=20"):
+        HttpClient().with_rate_limiter(CountingLimiter(), slow).with_breaker(policy)
+    HttpClient().with_rate_limiter(CountingLimiter(), slow)
+    HttpClient().with_breaker(BreakerPolicy(calls_min=1)).with_rate_limiter(CountingLimiter(), slow)
