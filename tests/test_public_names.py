@@ -1,0 +1,73 @@
+"""What is public stands in `__all__` of its room, exists, is sorted, and is explained."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pickle
+
+import pytest
+
+import aegis
+from aegis import errors
+
+ROOMS = (
+    "aegis",
+    "aegis.config",
+    "aegis.redis",
+    "aegis.database",
+    "aegis.http",
+    "aegis.embedded",
+    "aegis.upstream",
+    "aegis.telemetry",
+)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_names_exist_and_are_explained(room):
+    """No name without an object, no class or function without a docstring."""
+    module = importlib.import_module(room)
+    assert module.__doc__
+    assert len(set(module.__all__)) == len(module.__all__)
+    for name in module.__all__:
+        public = getattr(module, name)
+        if inspect.isclass(public) or inspect.isfunction(public):
+            assert public.__doc__, f"{room}.{name} has no docstring"
+            if inspect.isclass(public):
+                for method, value in vars(public).items():
+                    if not method.startswith("_") and inspect.isfunction(value):
+                        assert value.__doc__, f"{room}.{name}.{method} has no docstring"
+
+
+def test_unknown_name_is_an_attribute_error():
+    """The lazy package behaves like any other."""
+    with pytest.raises(AttributeError, match="nothing_here"):
+        _ = aegis.nothing_here
+
+
+ERRORS = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.AegisError)]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
+def test_errors_have_one_root_and_say_what_they_mean(error):
+    """One tree, each class with a docstring of its own."""
+    assert error.__doc__
+    assert issubclass(error, errors.AegisError)
+
+
+def test_errors_survive_pickling_between_processes():
+    """Arguments are the arguments of the constructor."""
+    for exc in (
+        errors.RateLimitTimeoutError("kis", 1.0, 2.5),
+        errors.RedisUnavailableError("h:1", "refused"),
+        errors.ServerLostError("h:1", "GET", "reset"),
+        errors.ServerReplyError("GET", "WRONGTYPE x"),
+        errors.ConfigError(["A: wrong"]),
+        errors.MissingSettingError("KisClient", "KIS_APP_KEY"),
+        errors.ReplayError("f", 3, "a date"),
+        errors.ServerStartError("valkey", "reason", "log"),
+        errors.PortTakenError("simulator", 80, "in use"),
+        errors.DemoError("collector 1", "died", "log"),
+    ):
+        again = pickle.loads(pickle.dumps(exc))
+        assert (type(again), str(again)) == (type(exc), str(exc))
