@@ -96,6 +96,8 @@ class Loads:
         """Load again in the background, unless that is going on already or failed a moment ago."""
         if key not in self.flights and self._shelf.outage.up and self.failures.get(key) is None:
             self._take_off(key, plan, seen, background=True)
+        else:
+            self._decided(plan, key, mine=False)
 
     def _take_off(self, key: str, plan: Plan, seen: bytes, *, background: bool) -> Flight:
         flight = self.flights[key] = Flight(key, plan.codec, plan.tags, self._landed, background=background)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, ParamSpec, TypeVar, overload
@@ -338,17 +338,20 @@ class Cache:
         names = {self._name(key): key for key in keys}
         readings = await self._read_all(list(names), type, raises=False)
         missing = [name for name in names if name not in readings or readings[name].fresh_left_s <= -stale_s]
-        batch = Batch(missing, functools.partial(_load_named, load_many, names), self._loads)
-        plans = {}
-        for name, key in names.items():
-            load = functools.partial(batch.load, name)
-            plans[name] = self._plan(key, load, type, ttl, stale_s, error_ttl_s, tags, batch)
-        self._count.misses += len(missing)
         found = {name: each.value for name, each in readings.items() if name not in missing}
-        for name in found:
-            self._refresh_if_due(name, plans[name], readings[name])
+        due = [name for name in found if self._is_due(readings[name])]
+
+        def plans(wanted: list[str]) -> Iterator[tuple[str, Plan]]:
+            batch = Batch(wanted, functools.partial(_load_named, load_many, names), self._loads)
+            for name in wanted:
+                load = functools.partial(batch.load, name)
+                yield name, self._plan(names[name], load, type, ttl, stale_s, error_ttl_s, tags, batch)
+
+        for name, plan in plans(due):
+            self._loads.refresh(name, plan, readings[name].identity)
+        self._count.misses += len(missing)
         outcomes = await asyncio.gather(
-            *(self._load(name, plans[name], readings.get(name)) for name in missing), return_exceptions=True
+            *(self._load(name, plan, readings.get(name)) for name, plan in plans(missing)), return_exceptions=True
         )
         for name, outcome in zip(missing, outcomes, strict=True):
             if isinstance(outcome, AbsentError):
@@ -423,7 +426,8 @@ class Cache:
             reading = await self._read(key, plan.codec.type, raises=False)
             if reading is not None and reading.fresh_left_s > -plan.stale_s:
                 self._count.redis_hits += 1
-                self._refresh_if_due(key, plan, reading)
+                if self._is_due(reading):
+                    self._loads.refresh(key, plan, reading.identity)
                 return reading.value
         self._count.misses += 1
         while True:
@@ -457,16 +461,15 @@ class Cache:
         """Fresh but soon to expire, or stale within `stale_s`."""
         local.used = True
         self._count.local_hits += 1
-        left_s = local.soft_at - monotonic()
-        self._count.stale_serves += left_s <= 0
-        if left_s <= 0 or is_early(left_s, local.delta_s, self._eagerness):
-            self._loads.refresh(key, plan, local.identity)
-        return local.value if local.copy is None else local.copy()
-
-    def _refresh_if_due(self, key: str, plan: Plan, reading: Reading) -> None:
-        self._count.stale_serves += reading.fresh_left_s <= 0
-        if reading.fresh_left_s <= 0 or is_early(reading.fresh_left_s, reading.delta_s, self._eagerness):
+        reading = Reading.of_local(local, monotonic())
+        if self._is_due(reading):
             self._loads.refresh(key, plan, reading.identity)
+        return reading.value
+
+    def _is_due(self, reading: Reading) -> bool:
+        """Whether the caller who got this value shall have it loaded anew: it is stale, or soon to be."""
+        self._count.stale_serves += reading.fresh_left_s <= 0
+        return reading.fresh_left_s <= 0 or is_early(reading.fresh_left_s, reading.delta_s, self._eagerness)
 
     async def _read(self, key: str, type_: Any, *, raises: bool = True) -> Reading | None:
         if not self._tether.started:
