@@ -7,7 +7,7 @@ Nothing else imports asyncpg, so another driver, or a pgbouncer in between, chan
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -25,6 +25,10 @@ _RESET = (
     "select pg_advisory_unlock_all(); close all; unlisten *; set session authorization default; reset all; "
     "discard temp; discard sequences"
 )
+
+#: When we vanish in the middle of a statement, the server looks for that while it works. PostgreSQL 14 and later, on
+#: systems that can; others refuse the setting.
+_OPTIONAL = {"client_connection_check_interval": "250"}
 
 
 class Driver(Protocol):
@@ -55,8 +59,9 @@ class _Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg ships no typ
 class AsyncpgDriver:
     """Connections to the server of one `DatabaseConfig`."""
 
-    def __init__(self, config: DatabaseConfig) -> None:
+    def __init__(self, config: DatabaseConfig, optional: Mapping[str, str] = _OPTIONAL) -> None:
         self.config, self.address = config, address_of(config)
+        self.optional = dict(optional)  #: settings that a server may refuse; what one refused is not sent again
 
     async def connect(self) -> Conn:
         """
@@ -65,22 +70,32 @@ class AsyncpgDriver:
         Raises:
             DatabaseUnavailableError: names the address and the cause, never the password.
         """
-        config = self.config
-        settings = {
-            "application_name": "aegis",
-            "statement_timeout": str(int(config.statement_timeout * 1000)),
-            # When we vanish in the middle of a statement, the server (14 and later) looks for that while it works.
-            "client_connection_check_interval": "250",
-        }
         try:
-            return await asyncpg.connect(
-                **_where(config), timeout=config.connect_timeout, server_settings=settings, connection_class=_Session
-            )
+            async with asyncio.timeout(self.config.connect_timeout):
+                while True:
+                    try:
+                        return await self._connect()
+                    except asyncpg.PostgresError as exc:
+                        refused = [name for name in self.optional if name in str(exc)]
+                        if not refused:
+                            raise
+                        del self.optional[refused[0]]
         except TimeoutError as exc:
-            cause = f"no answer within {config.connect_timeout:.1f} s"
+            cause = f"no answer within {self.config.connect_timeout:.1f} s"
             raise DatabaseUnavailableError(self.address, cause) from exc
         except Exception as exc:  # whatever the driver raises, there is no connection
             raise DatabaseUnavailableError(self.address, str(exc) or type(exc).__name__) from exc
+
+    async def _connect(self) -> Conn:
+        settings = {
+            "application_name": "aegis",
+            "statement_timeout": str(int(self.config.statement_timeout * 1000)),
+            **self.optional,
+        }
+        # Its own timeout is off: ours covers a second attempt as well.
+        return await asyncpg.connect(
+            **_where(self.config), timeout=3600.0, server_settings=settings, connection_class=_Session
+        )
 
     async def ping(self, conn: Conn) -> None:
         """An empty query; the caller bounds it."""
