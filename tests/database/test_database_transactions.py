@@ -1,0 +1,193 @@
+"""Transactions: what is stored, what is undone, what is repeated, and what nobody can know."""
+
+# ruff: noqa: PT012 - a whole transaction block is what must raise
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+
+from aegis.config import DatabaseConfig
+from aegis.database import Database
+from aegis.embedded import EmbeddedPostgres
+from aegis.errors import CommitOutcomeUnknownError, DatabaseLostError, QueryError
+
+
+@pytest.fixture
+async def db(postgres_server: EmbeddedPostgres) -> AsyncIterator[Database]:
+    async with Database(DatabaseConfig(url=postgres_server.url, min_conns=1, max_conns=4)) as database:
+        await database.execute("drop table if exists n")
+        await database.execute("create table n (id int primary key, v int not null)")
+        yield database
+
+
+async def values(db: Database) -> list[int]:
+    return [row[0] for row in await db.fetch("select id from n order by id")]
+
+
+async def test_a_savepoint_undoes_only_its_own_block(db):
+    """Nested twice: the inner error undoes the inner rows, the outer transaction goes on and commits."""
+    async with db.transaction() as tx:
+        await tx.execute("insert into n values (1, 1)")
+        with pytest.raises(QueryError, match="23505"):
+            async with tx.transaction() as nested:
+                await nested.execute("insert into n values (2, 1)")
+                async with nested.transaction():
+                    await tx.execute("insert into n values (3, 1)")
+                await nested.execute("insert into n values (1, 1)")
+        async with tx.transaction():
+            await tx.execute("insert into n values (4, 1)")
+    assert await values(db) == [1, 4]
+    assert db.stats().opened == 1
+
+
+async def test_a_failure_swallowed_in_a_savepoint_is_raised_at_its_end(db):
+    """RELEASE of a failed savepoint would fail anyway; the error is the statement's own, and the rest is kept."""
+    async with db.transaction() as tx:
+        await tx.execute("insert into n values (1, 1)")
+        with pytest.raises(QueryError, match="22012"):
+            async with tx.transaction():
+                with contextlib.suppress(QueryError):
+                    await tx.execute("select 1/0")
+    assert await values(db) == [1]
+
+
+async def test_a_swallowed_failure_is_raised_at_commit_with_its_own_code(db):
+    """So that run_tx repeats a function that hid a 40001, too."""
+    with pytest.raises(QueryError) as caught:
+        async with db.transaction() as tx:
+            with contextlib.suppress(QueryError):
+                await tx.execute("insert into n values (1, null)")
+    assert caught.value.sqlstate == "23502"
+    assert await values(db) == []
+
+
+async def test_an_interrupted_statement_dooms_its_transaction(db):
+    """After a timeout inside the block neither further statements nor COMMIT can pretend that all is well."""
+    with pytest.raises(QueryError, match="interrupted"):
+        async with db.transaction() as tx:
+            await tx.execute("insert into n values (1, 1)")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await tx.execute("select pg_sleep(5)")
+            await tx.execute("insert into n values (2, 1)")
+    with pytest.raises(QueryError, match="interrupted"):
+        async with db.transaction() as tx:
+            await tx.execute("insert into n values (3, 1)")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await tx.execute("select pg_sleep(5)")
+    assert await values(db) == []
+
+
+async def test_the_modes_of_a_transaction_are_the_servers(db):
+    """Isolation, read only and deferrable arrive, and do not stay on the connection."""
+    shown = "select current_setting('transaction_{}')"
+    async with db.transaction(isolation="serializable", readonly=True, deferrable=True) as tx:
+        assert await tx.fetch_value(shown.format("isolation")) == "serializable"
+        assert await tx.fetch_value(shown.format("read_only")) == "on"
+        assert await tx.fetch_value(shown.format("deferrable")) == "on"
+    async with db.transaction() as tx:
+        assert await tx.fetch_value(shown.format("isolation")) == "read committed"
+        assert await tx.fetch_value(shown.format("read_only")) == "off"
+    assert db.stats().resets == 0
+
+
+async def test_run_tx_repeats_after_a_deadlock(db):
+    """Two functions that lock two rows in opposite order: one is refused with 40P01 and runs again; both count."""
+    await db.execute("insert into n values (1, 0), (2, 0)")
+    await db.execute("alter database postgres set deadlock_timeout = '20ms'")
+    runs = 0
+    both = asyncio.Barrier(2)
+
+    async def cross(tx, first: int, second: int) -> None:
+        nonlocal runs
+        runs += 1
+        await tx.execute("update n set v = v + 1 where id = $1", first)
+        if runs <= 2:
+            await both.wait()
+        await tx.execute("update n set v = v + 1 where id = $1", second)
+
+    async with Database(db._pool.config) as other:
+        await asyncio.gather(
+            other.run_tx(lambda tx: cross(tx, 1, 2), isolation="read committed"),
+            other.run_tx(lambda tx: cross(tx, 2, 1), isolation="read committed"),
+        )
+    await db.execute("alter database postgres reset deadlock_timeout")
+    assert runs == 3
+    assert [row[0] for row in await db.fetch("select v from n")] == [2, 2]
+
+
+async def test_run_tx_gives_up_after_its_retries_and_repeats_nothing_else(db):
+    """The last refusal is raised after `retries` further runs; an error of another kind after the first run."""
+    runs = 0
+
+    async def always(tx) -> None:
+        nonlocal runs
+        runs += 1
+        await tx.execute("do $$ begin raise exception 'no' using errcode = '40001'; end $$")
+
+    with pytest.raises(QueryError) as caught:
+        await db.run_tx(always, retries=2)
+    assert (caught.value.sqlstate, runs) == ("40001", 3)
+
+    async def broken(tx) -> None:
+        nonlocal runs
+        runs += 1
+        await tx.execute("select 1/0")
+
+    with pytest.raises(QueryError):
+        await db.run_tx(broken)
+    assert runs == 4
+
+
+async def test_run_tx_runs_no_query_before_the_function(db):
+    """The snapshot of a serializable transaction is taken by the function's first query, not earlier."""
+
+    async def read(tx) -> list[int]:
+        await db.execute("insert into n values (7, 7)")  # on another connection, after BEGIN
+        return [row[0] for row in await tx.fetch("select id from n")]
+
+    assert await db.run_tx(read) == [7]
+
+
+async def test_a_server_killed_during_commit_is_an_unknown_outcome():
+    """
+    SIGKILL of the server's process while COMMIT runs: run_tx raises, runs the function once, and the pool recovers.
+
+    The kill takes the whole server down and through crash recovery, as a kernel's OOM killer does.
+    """
+    with EmbeddedPostgres(options={"synchronous_commit": "on", "fsync": "on"}) as server:
+        config = DatabaseConfig(url=server.url, min_conns=0, max_conns=3)
+        async with Database(config) as db:
+            await db.execute("create table d (x int)")
+            await db.execute("create function f() returns trigger language plpgsql as 'begin perform pg_sleep(9); end'")
+            await db.execute(
+                "create constraint trigger t after insert on d deferrable initially deferred "
+                "for each row execute function f()"
+            )
+            runs = 0
+
+            async def insert(tx) -> None:
+                nonlocal runs
+                runs += 1
+                await tx.execute("insert into d values (1)")
+
+            job = asyncio.create_task(db.run_tx(insert))
+            committing = "select pid from pg_stat_activity where query = 'commit' and state = 'active'"
+            while (pid := await db.fetch_value(committing)) is None:
+                await asyncio.sleep(0.005)
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(CommitOutcomeUnknownError) as caught:
+                await job
+            assert isinstance(caught.value, DatabaseLostError)
+            assert runs == 1
+            async with asyncio.timeout(20):
+                while not (await db.health()).ok:
+                    await asyncio.sleep(0.05)
+            assert await db.fetch_value("select count(*) from d") == 0
+            assert (db.stats().active, db.stats().waiting) == (0, 0)
