@@ -97,7 +97,7 @@ def root(
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option(min=2.0, max=86_400.0, help="How long the collectors run.")] = 20.0,
+    seconds: Annotated[float, typer.Option(min=3.0, max=86_400.0, help="How long the collectors run.")] = 20.0,
     processes: Annotated[int, typer.Option(min=1, max=32, help="How many collectors share the quota.")] = 4,
     replay: Annotated[
         Path | None, typer.Option(help="Daily bars to replay: CSV, plain or gzip. Without it, a seeded walk.")

@@ -232,6 +232,7 @@ class _Run:
                     await self._collectors[-1].wait_for("ready", _READY_TIMEOUT_S)
                     await asyncio.sleep(2 * _ALONE_TOKEN_INTERVAL_S)
             await asyncio.gather(*(c.wait_for("ready", _READY_TIMEOUT_S) for c in self._collectors))
+            await self._first_request(http)
             started = time.monotonic()
             end = await self._watch(http, started, on_progress)
             await self._stop_collectors()
@@ -246,6 +247,16 @@ class _Run:
         return msgspec.json.encode(
             {**fields, "codes": self._upstreams["codes"], "day": self._upstreams["day"]}
         ).decode()
+
+    async def _first_request(self, http: aiohttp.ClientSession) -> None:
+        """The time that was asked for begins when the first price is asked for."""
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        while not (await self._seen(http))["kis"]["requests"]:
+            for child in (self._simulator, *self._collectors):
+                child.check()
+            if time.monotonic() > deadline:
+                raise DemoError("collectors", f"asked for no price within {_READY_TIMEOUT_S:g} s")
+            await asyncio.sleep(0.02)
 
     async def _watch(
         self, http: aiohttp.ClientSession, started: float, on_progress: Callable[[Progress], None]
