@@ -10,64 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import monotonic
-from typing import Any
 
 from multidict import CIMultiDict
 
-from aegis.errors import (
-    AegisError,
-    AmbiguousOutcomeError,
-    BodyTooLargeError,
-    CircuitOpenError,
-    HttpConnectionError,
-    HttpError,
-    HttpTimeoutError,
-    RejectedError,
-    ThrottledError,
-    TransientError,
-    UnauthorizedError,
-)
+from aegis.errors import AegisError, AmbiguousOutcomeError, CircuitOpenError, HttpError, HttpTimeoutError
+from aegis.http._events import log_attempt, log_call, logger
+from aegis.http._outcome import Outcome, Stopped, by_status, by_verdict, failed
 from aegis.http._shared import Settings, Shared, Upstream
 from aegis.http._wire import Answer, Failure, Wire, send
-from aegis.http.profile import Ambiguous, Empty, Ok, Reauth, Rejected, Request, Response, Throttled, Transient, Verdict
+from aegis.http.profile import Request, Response
 from aegis.http.records import Attempt
 from aegis.http.retry import parse_retry_after
-
-logger = logging.getLogger("aegis.http")
-logger.addHandler(logging.NullHandler())
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one attempt came to, and what to do about it."""
-
-    name: str
-    response: Response | None = None
-    error: HttpError | None = None  #: raised if this is the last attempt; None returns the response
-    retry: bool = False
-    after_s: float | None = None
-    throttled: bool = False
-    failed: bool | None = False  #: for the breaker; None counts neither way
-    reset: bool = False  #: the connection broke without an answer
-    renew: bool = False
-
-    def stopped(self, by: str) -> Outcome:
-        """The same outcome, marked: it stands because a further attempt was kept from being made."""
-        if self.error is not None:
-            self.error.stopped_by = by
-        if self.response is not None:
-            self.response = replace(self.response, stopped_by=by)
-        return self
-
-
-@dataclass(frozen=True, slots=True)
-class Stopped:
-    """No attempt could be made, by the circuit, the limiter or the deadline; `error` is raised if it was the first."""
-
-    by: str
-    error: AegisError
 
 
 class Call:
@@ -151,16 +106,16 @@ class Call:
             self.shared.circuit_refusals += 1
             reason = f"the circuit of {self.upstream.host} is open; next probe in {wait_s:.1f} s; nothing was sent"
             return Stopped("circuit", self._error(CircuitOpenError, reason, retry_after=wait_s))
-        failed, reset = None, False
+        bad, reset = None, False
         try:
             waited_s = await self._permit()
             if isinstance(waited_s, Stopped):
                 return waited_s
             outcome = await self._send(number, waited_s, self.deadline - monotonic())
-            failed, reset = outcome.failed, outcome.reset
+            bad, reset = outcome.failed, outcome.reset
         finally:
-            breaker.leave(era, monotonic(), failed=failed, reset=reset)
-        if failed is False:
+            breaker.leave(era, monotonic(), failed=bad, reset=reset)
+        if bad is False:
             self.upstream.budget.refund(self.settings.retry.refund)
         if outcome.throttled:
             self.shared.throttled += 1
@@ -201,7 +156,10 @@ class Call:
             tls=shared.tls(settings),
         )
         now = monotonic()
-        outcome = self._failed(answer, wire) if isinstance(answer, Failure) else self._answered(answer, now)
+        if isinstance(answer, Failure):
+            outcome = failed(answer, self._error, left=wire.sent, idempotent=self.request.idempotent)
+        else:
+            outcome = self._answered(answer, now)
         size = len(answer.content) if isinstance(answer, Answer) else 0
         shared.body_bytes += size
         reason = outcome.error.detail if outcome.error is not None else ""
@@ -211,21 +169,6 @@ class Call:
         if logger.isEnabledFor(logging.DEBUG):
             self._log_attempt(logging.DEBUG, "http attempt")
         return outcome
-
-    def _failed(self, failure: Failure, wire: Wire) -> Outcome:
-        """A request without a complete answer."""
-        if failure.kind == "too_large":
-            return Outcome("too_large", error=self._error(BodyTooLargeError, failure.reason))
-        if failure.kind == "invalid":
-            return Outcome("invalid", error=self._error(RejectedError, failure.reason), failed=None)
-        if wire.sent and not self.request.idempotent:
-            reason = f"{failure.reason}; the request had left, so whether it was executed is unknown"
-            return Outcome(
-                "ambiguous", error=self._error(AmbiguousOutcomeError, reason), failed=True, reset=failure.reset
-            )
-        kind = HttpTimeoutError if failure.kind == "timeout" else HttpConnectionError
-        error = self._error(kind, failure.reason)
-        return Outcome(failure.kind, error=error, retry=True, failed=True, reset=failure.reset)
 
     def _answered(self, answer: Answer, now: float) -> Outcome:
         """A complete answer, by what it means."""
@@ -241,42 +184,10 @@ class Call:
             parse_retry_after(answer.headers.get("Retry-After")),
             profile.charset if profile is not None else None,
         )
+        idempotent = self.request.idempotent
         if profile is None:
-            return self._by_status(response)
-        return self._by_verdict(profile.classify(self.request, response), response)
-
-    def _by_status(self, response: Response) -> Outcome:
-        """Without a profile the final response is returned whatever its status."""
-        status, retry = response.status, self.request.idempotent
-        if status == 429:
-            return Outcome("throttled", response, None, retry, response.retry_after, throttled=True, failed=None)
-        if status in {408, 500, 502, 503, 504}:
-            return Outcome("transient", response, None, retry, response.retry_after, failed=True)
-        return Outcome("ok", response)
-
-    def _by_verdict(self, verdict: Verdict, response: Response) -> Outcome:
-        if isinstance(verdict, Ok | Empty):
-            return Outcome("ok" if isinstance(verdict, Ok) else "empty", response)
-        idempotent, after_s = self.request.idempotent, response.retry_after
-        if isinstance(verdict, Throttled) and verdict.after_s is not None:
-            after_s = verdict.after_s
-        message = verdict.message or f"status {response.status}"
-
-        def error(kind: type[HttpError]) -> HttpError:
-            return self._error(kind, message, response, verdict.code, after_s)
-
-        if isinstance(verdict, Throttled):
-            retry = idempotent or not verdict.executed
-            return Outcome("throttled", response, error(ThrottledError), retry, after_s, throttled=True, failed=None)
-        if isinstance(verdict, Reauth):
-            return Outcome("reauth", response, error(UnauthorizedError), renew=True)
-        if isinstance(verdict, Rejected):
-            return Outcome("rejected", response, error(RejectedError))
-        if isinstance(verdict, Transient) and (idempotent or verdict.executed is False):
-            return Outcome("transient", response, error(TransientError), True, after_s, failed=True)
-        if isinstance(verdict, Ambiguous) and idempotent:
-            return Outcome("ambiguous", response, error(TransientError), True, after_s, failed=True)
-        return Outcome("ambiguous", response, error(AmbiguousOutcomeError), failed=True)
+            return by_status(response, idempotent=idempotent)
+        return by_verdict(profile.classify(self.request, response), response, self._error, idempotent=idempotent)
 
     async def _renew(self, outcome: Outcome) -> bool:
         """Whether there are new credentials to try; asked for once per call, within the deadline."""
@@ -323,30 +234,11 @@ class Call:
         return kind(safe, method, self.url, attempts, response, tuple(self.history), code, retry_after)
 
     def _log_attempt(self, level: int, event: str) -> None:
-        """One structured line about the last attempt."""
-        last = self.history[-1]
-        fields = {
-            "http_attempt": last.number,
-            "http_permit_wait_s": last.permit_wait_s,
-            "http_status": last.status,
-            "http_bytes": last.body_bytes,
-            "http_elapsed_s": last.elapsed_s,
-        }
-        self._log(level, event, last.outcome, last.reason, fields)
+        log_attempt(level, event, self.request.method, self.url, self.history[-1])
 
     def _log_call(self, level: int, outcome: Outcome, error: AegisError | None = None) -> None:
-        """One structured line about the whole call."""
-        fields = {
-            "http_attempts": len(self.history),
-            "http_permit_wait_s": sum(attempt.permit_wait_s for attempt in self.history),
-            "http_status": self.history[-1].status if self.history else None,
-            "http_bytes": sum(attempt.body_bytes for attempt in self.history),
-            "http_elapsed_s": monotonic() - self.started,
-        }
         detail = error.detail if isinstance(error, HttpError) else self.settings.redactor.text(str(error or ""))
-        self._log(level, "http call" if error is None else "http call failed", outcome.name, detail, fields)
-
-    def _log(self, level: int, event: str, outcome: str, detail: str, fields: dict[str, Any]) -> None:
-        fields |= {"http_method": self.request.method, "http_url": self.url, "http_outcome": outcome}
-        text = f"{outcome}: {detail}" if detail else outcome
-        logger.log(level, "%s %s %s: %s", event, self.request.method, self.url, text, extra=fields)
+        elapsed_s = monotonic() - self.started
+        log_call(
+            level, self.request.method, self.url, self.history, outcome=outcome.name, elapsed_s=elapsed_s, detail=detail
+        )
