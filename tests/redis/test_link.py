@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import pickle
 import random
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -195,6 +196,50 @@ async def test_cancelling_twice_and_with_a_message_behaves_as_for_any_await(redi
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await redis.execute("ECHO", 2) == b"2"
+
+
+async def test_a_late_or_unwanted_reply_does_not_harm_the_connection(valkey_server: EmbeddedValkey) -> None:
+    """Whoever was cancelled or timed out in flight, in whatever way it was sent: the reply is thrown away."""
+    async with FaultProxy(valkey_server.socket) as proxy, Redis(RedisConfig(url=proxy.url)) as redis:
+        proxy.slow(0.1)
+        calls = [
+            redis.execute("ECHO", 1),
+            redis.execute("ECHO", 1, idempotent=True),
+            redis.execute("ECHO", 1, timeout=10.0),
+            redis.pipeline([("ECHO", 1), ("ECHO", 2)]),
+        ]
+        cancelled = [asyncio.create_task(call) for call in calls]
+        late = [
+            asyncio.create_task(redis.execute("ECHO", 1, timeout=0.02)),
+            asyncio.create_task(redis.execute("ECHO", 1, timeout=0.02, idempotent=True)),
+            asyncio.create_task(redis.pipeline([("ECHO", 1), ("ECHO", 2)], timeout=0.02)),
+        ]
+        await asyncio.sleep(0.01)
+        for task in cancelled:
+            task.cancel()
+        results = await asyncio.gather(*cancelled, *late, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError] * 4 + [ReplyTimeoutError] * 3
+        assert await redis.execute("ECHO", "mine") == b"mine"
+        assert redis.stats().connections == 1
+
+
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_loop_that_was_busy_does_not_blame_the_server(factory, valkey_server: EmbeddedValkey) -> None:
+    """The program computes for longer than the hang timeout with a command in flight: the reply is there, not late."""
+
+    async def main() -> None:
+        settings = RedisConfig(url=valkey_server.url, hang_timeout=0.1, command_timeout=0.2)
+        async with Redis(settings) as redis:
+            for _ in range(3):
+                task = asyncio.create_task(redis.execute("ECHO", 1))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # queued, then written
+                time.sleep(0.5)  # noqa: ASYNC251 - the point of the test
+                assert await task == b"1"
+            assert redis.stats().connections == 1
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())
 
 
 # --- replies that no server should send ---
