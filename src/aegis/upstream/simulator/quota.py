@@ -45,6 +45,11 @@ class Quota:
         self._history.append(at_ns)
         return True
 
+    def forget(self) -> None:
+        """Count anew. What is in the window stays in it: a client may not gain by asking for new statistics."""
+        self.requests = self.rejected = self.worst_window = 0
+        self._history.clear()
+
     def used(self, since_ns: int, until_ns: int) -> float:
         """
         The share of the quota used: what a window holds, averaged over every window between the two moments.
@@ -67,6 +72,17 @@ class Quotas:
     def __init__(self, limit: int, per_s: float) -> None:
         self.limit, self.per_s = limit, per_s
         self._by_key: dict[str, Quota] = {}
+
+    def change(self, limit: int) -> None:
+        """Another limit from now on."""
+        self.limit = limit
+        for quota in self._by_key.values():
+            quota.limit = limit
+
+    def forget(self) -> None:
+        """Count anew; windows stay."""
+        for quota in self._by_key.values():
+            quota.forget()
 
     def arrive(self, key: str, at_ns: int) -> bool:
         """Count one arrival for `key`."""

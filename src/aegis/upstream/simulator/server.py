@@ -1,68 +1,96 @@
 """
 The three services on one port, and the report of what they saw.
 
-A request's arrival is stamped when its first bytes are read from the socket, before it is parsed or queued for its
-handler: a busy simulator answers late, but does not judge late.
+A request's arrival is the moment when the bytes that complete its head are read from the socket, before anything is
+parsed or queued: a busy simulator answers late, but does not judge late. Quotas are counted before anything else
+happens to a request, so a fault does not hide one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from aegis.errors import PortTakenError
-from aegis.upstream.simulator import dart, kis, naver
+from aegis.upstream.simulator.dart import Dart
+from aegis.upstream.simulator.faults import Fault, happen
+from aegis.upstream.simulator.kis import Kis
 from aegis.upstream.simulator.market import Market
-from aegis.upstream.simulator.state import ARRIVED, Rules, State
+from aegis.upstream.simulator.naver import Naver
+from aegis.upstream.simulator.state import Rules, State
 
 _CLOSE_TIMEOUT_S = 0.5
+_BACKLOG = 1024
+T = TypeVar("T")
+_Handler = Callable[[web.Request, bytes], web.Response]
+
+
+class Service(Protocol):
+    """One upstream: what it answers to, whom it admits, how it refuses."""
+
+    name: str
+
+    def routes(self) -> list[tuple[str, str, _Handler]]:
+        """Method, path, handler."""
+        ...
+
+    def admit(self, request: web.Request, at_ns: int) -> web.Response | None:
+        """Count the arrival; a refusal when it is too much."""
+        ...
+
+    def refuse(self, code: str) -> web.Response:
+        """The service's own refusal for a code."""
+        ...
 
 
 class _StampingHandler(RequestHandler):
-    """One connection; remembers when the bytes of the request in hand began to arrive."""
+    """One connection; knows when each of its requests arrived."""
 
-    arrived_ns = 0
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.arrivals: deque[int] = deque()
 
     def data_received(self, data: bytes) -> None:
-        if not self.arrived_ns:
-            self.arrived_ns = time.monotonic_ns()
+        now_ns = time.monotonic_ns()
+        before = len(self._messages)
         super().data_received(data)
+        self.arrivals.extend([now_ns] * (len(self._messages) - before))
 
 
 class Simulator:
     """
     `async with Simulator() as simulator:` serves on `simulator.url` until the block is left.
 
-    Everything is on one base URL; paths do not collide. `report()` is what was seen.
+    Everything is on one base URL; paths do not collide. `report()` is what was seen, `fail()` switches a fault on, and
+    `change()` the rules. The same is reached over HTTP: GET `/_sim/report`, POST `/_sim/reset`, POST and DELETE
+    `/_sim/faults`, POST `/_sim/rules`, POST `/_sim/void-tokens`.
     """
 
     def __init__(self, market: Market | None = None, rules: Rules | None = None, *, port: int = 0) -> None:
         self.market = market or Market.generated()
-        self.rules = rules or Rules()
-        self.state = State(self.market, self.rules)
+        self.state = State(self.market, rules or Rules())
         self._port = port
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        app = web.Application(middlewares=[_stamp])
-        app.add_routes([*kis.routes(self.state), *dart.routes(self.state), *naver.routes(self.state)])
-        app.add_routes([web.get("/_sim/report", self._report), web.post("/_sim/void-tokens", self._void_tokens)])
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_S)
+        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_S)
         await self._runner.setup()
         handlers = self._runner.server
         assert handlers is not None
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
-                lambda: _StampingHandler(handlers, loop=loop), "127.0.0.1", self._port
+                lambda: _StampingHandler(handlers, loop=loop), "127.0.0.1", self._port, backlog=_BACKLOG
             )
         except OSError as exc:
             await self._runner.cleanup()
@@ -83,6 +111,11 @@ class Simulator:
         """Where it listens."""
         return f"http://127.0.0.1:{self._port}"
 
+    @property
+    def rules(self) -> Rules:
+        """Those in force."""
+        return self.state.rules
+
     def describe(self) -> dict[str, Any]:
         """What a client needs to know: base URLs, codes, the newest day."""
         urls = dict.fromkeys(("kis", "dart", "naver"), self.url)
@@ -92,22 +125,88 @@ class Simulator:
         """What was seen so far; `quota_used` since `since_s`, on the clock that a report gives as `at`."""
         return self.state.report(since_s)
 
-    async def _report(self, request: web.Request) -> web.Response:
+    def change(self, **rules: Any) -> None:
+        """Other rules from now on: `change(kis_per_second=1, kis_paper=True)`."""
+        self.state.change(replace(self.rules, **rules))
+
+    def fail(self, kind: str, **options: Any) -> None:
+        """Switch a fault on: `fail("reset", service="kis", path="order-cash", executed=True, times=1)`."""
+        self.state.switch_on(msgspec.convert({"kind": kind, **options}, Fault))
+
+    def heal(self) -> None:
+        """Switch every fault off."""
+        self.state.faults.clear()
+
+    # --- over HTTP ---
+
+    def _app(self) -> web.Application:
+        app = web.Application()
+        services: tuple[Service, ...] = (Kis(self.state), Dart(self.state), Naver(self.state))
+        for service in services:
+            for method, path, handler in service.routes():
+                app.router.add_route(method, path, self._guarded(service, handler))
+        app.router.add_get("/_sim/report", _control(self._report))
+        app.router.add_post("/_sim/reset", _control(lambda _: self.state.forget()))
+        app.router.add_post("/_sim/faults", _control(self._switch_on))
+        app.router.add_delete("/_sim/faults", _control(lambda _: self.heal()))
+        app.router.add_post("/_sim/rules", _control(self._change))
+        app.router.add_post("/_sim/void-tokens", _control(lambda _: self.state.tokens.void()))
+        app.router.add_route("*", "/{path:.*}", _control(self._unknown))
+        return app
+
+    def _guarded(self, service: Service, handler: _Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            refusal = service.admit(request, _arrival_ns(request))
+            body = await request.read() if request.can_read_body else b""
+            if refusal is not None:
+                return refusal
+            fault = self.state.faults.take(service.name, request.path)
+            if fault is None or (fault.kind == "maintenance" and service.name == "kis"):
+                return handler(request, body)
+            return await happen(fault, request, lambda: handler(request, body), service.refuse)
+
+        return handle
+
+    def _report(self, request: web.Request) -> dict[str, Any]:
         since = request.query.get("since")
-        report = self.report(None if since is None else float(since))
-        return web.Response(body=msgspec.json.encode(report), content_type="application/json")
+        return self.report(None if since is None else float(since))
 
-    async def _void_tokens(self, request: web.Request) -> web.Response:
-        del request
-        self.state.tokens.void()
-        return web.Response(status=204)
+    async def _switch_on(self, request: web.Request) -> None:
+        for fault in _decoded(await request.read(), list[Fault]):
+            self.state.switch_on(fault)
+
+    async def _change(self, request: web.Request) -> None:
+        changes = _decoded(await request.read(), dict[str, Any])
+        self.state.change(msgspec.convert({**asdict(self.rules), **changes}, Rules))
+
+    def _unknown(self, request: web.Request) -> None:
+        self.state.violation(f"{request.method} {request.path} is nothing that the three answer to")
+        raise web.HTTPNotFound
 
 
-@web.middleware
-async def _stamp(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
+def _arrival_ns(request: web.Request) -> int:
     connection = request.protocol
     assert isinstance(connection, _StampingHandler)
-    request[ARRIVED], connection.arrived_ns = connection.arrived_ns, 0
-    return await handler(request)
+    return connection.arrivals.popleft()
+
+
+def _control(action: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """A function of the simulator over HTTP: what it returns is JSON; what it cannot read is a 400 that says so."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        _arrival_ns(request)
+        try:
+            answer = action(request)
+            if asyncio.iscoroutine(answer):
+                answer = await answer
+        except (ValueError, TypeError) as exc:
+            return web.Response(status=400, text=f"{exc}\n")
+        if answer is None:
+            return web.Response(status=204)
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+    return handle
+
+
+def _decoded(body: bytes, shape: type[T]) -> T:
+    return msgspec.json.decode(body, type=shape)
