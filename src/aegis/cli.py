@@ -18,7 +18,8 @@ import typer
 from aegis.errors import AegisError, ConfigError
 
 if TYPE_CHECKING:
-    from aegis.demo.orchestrate import Progress
+    from aegis.config import Config
+    from aegis.demo.orchestrate import Options, Progress
     from aegis.demo.report import Report
 
 ResultT = TypeVar("ResultT")
@@ -106,30 +107,31 @@ def demo(
         bool, typer.Option("--compare", help="Run again with every process limiting only itself; show both.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on the last line.")] = False,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port of the dashboard; 0: any free one. [default: PORT]")
+    ] = None,
 ) -> None:
     """
     Run the main job on this machine: servers, simulated upstreams, collectors, a verdict.
 
-    Needs no server, no account and no configuration. Exits with 0 only if every rule held.
+    Needs no server, no account and no configuration. Exits with 0 only if every rule held. A page on PORT shows the run
+    while it lasts, and with METRICS_ENABLED so does METRICS_PORT.
 
     Example: aegis demo --seconds 20 --processes 4 --compare
     """
-    from aegis.demo.orchestrate import Options, run  # noqa: PLC0415
+    from aegis.config import Config  # noqa: PLC0415
+    from aegis.demo.orchestrate import Options  # noqa: PLC0415
     from aegis.demo.report import as_table  # noqa: PLC0415
-    from aegis.demo.show import ProgressShown  # noqa: PLC0415
     from aegis.upstream.simulator import check_replay  # noqa: PLC0415
 
+    config = Config.load()
     if replay is not None:
         check_replay(replay)
     reports: dict[str, Report] = {}
     for shared in (True, False) if compare else (True,):
         name = "one quota for all (aegis)" if shared else "each process for itself"
-        with ProgressShown(name) as shown:
-
-            def on_progress(progress: Progress, shown: ProgressShown = shown) -> None:
-                shown.update(progress)
-
-            reports[name] = _run(run(Options(seconds, processes, replay, shared), on_progress))
+        options = Options(seconds, processes, replay, shared)
+        reports[name] = _run(_shown(name, options, config, config.port if port is None else port))
     first, *others = reports.values()
     if json:
         import msgspec  # noqa: PLC0415
@@ -144,6 +146,29 @@ def demo(
             typer.echo(f"broken: {problem}", err=True)
     if not first.ok:
         raise typer.Exit(EXIT_BROKEN)
+
+
+async def _shown(name: str, options: Options, config: Config, port: int) -> Report:
+    """One run of the demo with everything that shows it: progress, dashboard, metrics."""
+    import contextlib  # noqa: PLC0415
+
+    from aegis.dashboard import Dashboard  # noqa: PLC0415
+    from aegis.demo.orchestrate import run  # noqa: PLC0415
+    from aegis.demo.show import ProgressShown, as_data, as_samples  # noqa: PLC0415
+    from aegis.telemetry import MetricsServer  # noqa: PLC0415
+
+    newest: list[Progress] = []
+    async with contextlib.AsyncExitStack() as stack:
+        page = await stack.enter_async_context(Dashboard(lambda: as_data(newest), port))
+        if config.metrics.enabled:
+            stack.enter_context(MetricsServer(lambda: as_samples(newest), config.metrics.port))
+        shown = stack.enter_context(ProgressShown(f"{name}, to be seen on {page.url}"))
+
+        def on_progress(progress: Progress) -> None:
+            newest[:] = [progress]
+            shown.update(progress)
+
+        return await run(options, on_progress)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
 
+from aegis.embedded import free_port
+
 AEGIS = (sys.executable, "-m", "aegis")
 
 
-def run_demo(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*AEGIS, "demo", *args], capture_output=True, text=True, timeout=110, check=False)
+def run_demo(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*AEGIS, "demo", "--port", "0", *args],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        env={**os.environ, **environ},
+    )
 
 
 def eventually(condition, timeout_s: float = 20.0) -> None:
@@ -63,7 +75,7 @@ def test_each_process_for_itself_breaks_the_rules_that_sharing_keeps():
 def test_nothing_outlives_a_demo_that_is_ended(end):
     """Servers, simulator, collectors and their directories are gone, whatever ends the demo."""
     with subprocess.Popen(
-        [*AEGIS, "demo", "--seconds", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*AEGIS, "demo", "--seconds", "60", "--port", "0"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as demo:
         descendants: list[psutil.Process] = []
         for line in demo.stderr:
@@ -90,6 +102,53 @@ def test_bad_command_line_is_one_clear_error(args, says):
     assert done.returncode in {1, 2}
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_taken_ports_are_one_clear_error_and_nothing_starts():
+    """Dashboard and metrics: the port, the reason, the remedy, exit code 1."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for done, what in (
+            (run_demo("--port", port), "dashboard"),
+            (run_demo(PORT="0", METRICS_ENABLED="true", METRICS_PORT=port), "metrics"),
+        ):
+            assert done.returncode == 1
+            [line] = done.stderr.splitlines()
+            assert f"the {what} cannot listen on port {port}" in line
+
+
+def test_wrong_variable_is_named_and_the_exit_code_says_so():
+    """Exit code 78, every variable by name."""
+    done = run_demo(METRICS_PORT="ninety", REDIS_HOSTT="x")
+    assert done.returncode == 78
+    assert "METRICS_PORT" in done.stderr
+    assert "did you mean REDIS_HOST?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(120)
+def test_dashboard_and_metrics_show_the_run():
+    """The page and the scrape tell what the report tells."""
+    with subprocess.Popen(
+        [*AEGIS, "demo", "--seconds", "30", "--port", "0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "METRICS_ENABLED": "true", "METRICS_PORT": (metrics := str(free_port()))},
+    ) as demo:
+        page = re.search(r"http://\S+/", demo.stderr.readline())[0]
+        for line in demo.stderr:
+            if " s of 30" in line:
+                break
+        shown = json.loads(urllib.request.urlopen(f"{page}state.json", timeout=5).read())
+        assert shown["upstreams"]["kis"]["requests"] > 0
+        assert "<title>aegis</title>" in urllib.request.urlopen(page, timeout=5).read().decode()
+        scraped = urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=5).read().decode()
+        assert re.search(r'aegis_upstream_requests_total\{upstream="kis"\} [1-9]', scraped)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(30) == 130
 
 
 def test_malformed_replay_names_file_line_and_expectation(tmp_path: Path):

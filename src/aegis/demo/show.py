@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from aegis.demo.orchestrate import Progress
+from aegis.telemetry import Sample
 
 _UPSTREAMS = (("KIS", "kis"), ("DART", "dart"), ("Naver", "naver"))
 
@@ -26,6 +29,26 @@ def as_line(progress: Progress) -> str:
     return f"{upstreams}  {ticks}  rows {progress.rows_upserted}  tokens {progress.tokens_issued}"
 
 
+def as_data(newest: Sequence[Progress]) -> dict[str, Any]:
+    """The newest progress as plain data, for the dashboard; empty before the first."""
+    data: dict[str, Any] = msgspec.to_builtins(newest[-1]) if newest else {}
+    return data
+
+
+def as_samples(newest: Sequence[Progress]) -> Iterator[Sample]:
+    """The newest progress as metrics."""
+    for progress in newest[-1:]:
+        for upstream, seen in progress.upstreams.items():
+            labels = (("upstream", upstream),)
+            yield Sample("upstream_requests", "Requests that arrived.", seen.requests, labels, total=True)
+            yield Sample("upstream_rejected", "Requests refused for a quota.", seen.rejected, labels, total=True)
+            yield Sample("upstream_quota_used", "Share of the quota used.", seen.quota_used, labels)
+        yield Sample("ticks_published", "Ticks published.", progress.ticks_published, total=True)
+        yield Sample("ticks_received", "Ticks received.", progress.ticks_received, total=True)
+        yield Sample("gaps", "Losses reported to the subscriber.", progress.gaps, total=True)
+        yield Sample("rows_upserted", "Rows inserted or updated.", progress.rows_upserted, total=True)
+
+
 class ProgressShown:
     """Shows one run while it lasts."""
 
@@ -34,7 +57,7 @@ class ProgressShown:
         self._bar: Bar | None = None
 
     def __enter__(self) -> Self:
-        sys.stderr.write(f"{self._name}: starting servers, simulator and collectors\n")
+        sys.stderr.write(f"{self._name}; starting servers, simulator and collectors\n")
         if sys.stderr.isatty():
             columns = (
                 BarColumn(bar_width=20),

@@ -1,5 +1,6 @@
-"""Logs: one look for our lines and yours, secrets masked in all of them. Importing this configures nothing."""
+"""Logs and metrics: one look for our lines and yours, secrets masked in all. Importing this configures nothing."""
 
 from aegis.telemetry.log import configure_logging
+from aegis.telemetry.metrics import MetricsServer, Sample
 
-__all__ = ["configure_logging"]
+__all__ = ["MetricsServer", "Sample", "configure_logging"]
