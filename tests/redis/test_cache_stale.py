@@ -24,7 +24,8 @@ async def expire(redis, key: str, left_ms: int) -> None:
 
 
 async def forgotten(cache: Cache, key: str) -> None:
-    """Until this process has heard of the change."""
+    """Until this process has heard of the change (without a tier it asks for the age of each stored value once)."""
+    cache._reader._soft_at.clear()
     await until(lambda: key not in cache._entries)
 
 

@@ -23,10 +23,11 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import partial
 from inspect import isawaitable
 from typing import Any
+
+import msgspec
 
 from aegis.errors import CacheTypeError, LoadFailedError, LoadTimeoutError
 from aegis.redis._cache_stats import Counters, Lifetime, milliseconds
@@ -48,8 +49,7 @@ class AbsentError(Exception):
     """A batch loader did not return this key. Never leaves the cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """How one caller wants a value to be loaded."""
 
     codec: Codec

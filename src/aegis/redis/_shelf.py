@@ -73,7 +73,7 @@ class Shelf:
         try:
             return await self.redis.execute(*command, timeout=self.patience_s)
         except RedisError as exc:
-            return self._failed(exc)
+            return self.failed(exc)
 
     async def ask_all(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         """The replies of commands that leave in one write; each UNANSWERED when there was none."""
@@ -82,8 +82,8 @@ class Shelf:
         try:
             replies = await self.redis.pipeline(commands, timeout=self.patience_s, return_errors=True)
         except RedisError as exc:
-            return [self._failed(exc)] * len(commands)
-        return [self._failed(reply) if isinstance(reply, RedisError) else reply for reply in replies]
+            return [self.failed(exc)] * len(commands)
+        return [self.failed(reply) if isinstance(reply, RedisError) else reply for reply in replies]
 
     async def _run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         if not self.enabled or not self.outage.up:
@@ -91,7 +91,7 @@ class Shelf:
         try:
             return await self.redis.run(script, keys, args, timeout=self.patience_s)
         except RedisError as exc:
-            return self._failed(exc)
+            return self.failed(exc)
 
     async def _run_all(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """As `_run`, many times in one write; the source goes first, so that no hash is unknown."""
@@ -102,7 +102,8 @@ class Shelf:
         commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in others]
         return [first, *(await self.ask_all(commands) if commands else [])]
 
-    def _failed(self, exc: RedisError) -> Any:
+    def failed(self, exc: RedisError) -> Any:
+        """Note it; what the question gives instead of an answer."""
         self.outage.failed(exc)
         return UNANSWERED
 
@@ -132,8 +133,13 @@ class Shelf:
         """The stored bytes, None where there are none."""
         return await self.ask("GET", self.value_key(key))
 
+    async def ttl_ms(self, key: str) -> int:
+        """The time to live, ms (-1: none, -2: gone meanwhile)."""
+        left_ms = await self.ask("PTTL", self.value_key(key))
+        return left_ms if type(left_ms) is int else -2
+
     async def get_with_ttl(self, key: str) -> tuple[Any, int]:
-        """The stored bytes and their time to live, ms (-1: none, -2: gone meanwhile)."""
+        """The stored bytes and their time to live, in one write."""
         value_key = self.value_key(key)
         raw, left_ms = await self.ask_all((("GET", value_key), ("PTTL", value_key)))
         return raw, left_ms if type(left_ms) is int else -2

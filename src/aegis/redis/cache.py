@@ -157,9 +157,13 @@ class Cache:
                 local.used = True
                 self._count.local_hits += 1
                 return local.value if local.copy is None else local.copy()
-        reading = await self._read(key, type)
+        if not self._tether.started:
+            self._tether.start()
+        reading = await self._reader.read(key, codec_for(type), aged=False)
         if reading is None or reading.fresh_left_s <= 0:
             self._count.misses += 1
+            if self._raises and reading is None and not self._shelf.outage.up:
+                raise self._shelf.outage.error()
             return default
         self._count.redis_hits += 1
         return reading.value
@@ -253,8 +257,26 @@ class Cache:
                 local.used = True
                 self._count.local_hits += 1
                 return local.value if local.copy is None else local.copy()
-        plan = self._plan(key, load, type, ttl, stale_s, error_ttl_s, tags)
-        return await self._get_or_load(name, plan, local)
+        reading: Reading | None = None
+        if local is not None and local.type == type and self._serves(local, stale_s):
+            local.used = True
+            self._count.local_hits += 1
+            reading = Reading.of_local(local, now)
+        else:
+            flight = self._loads.flights.get(name)
+            if flight is None or flight.background:  # else it is being loaded: no need to look
+                if not self._tether.started:
+                    self._tether.start()
+                reading = await self._reader.read(name, codec_for(type), aged=self._eagerness > 0)
+            if reading is None or reading.fresh_left_s <= -stale_s:
+                self._count.misses += 1
+                plan = self._plan(key, load, type, ttl, stale_s, error_ttl_s, tags)
+                return await self._load_single(name, plan, reading)
+            self._count.redis_hits += 1
+        if self._is_due(reading):
+            plan = self._plan(key, load, type, ttl, stale_s, error_ttl_s, tags)
+            self._loads.refresh(name, plan, reading.identity)
+        return reading.value
 
     def cached(
         self,
@@ -418,18 +440,7 @@ class Cache:
             batch.decided if batch is not None else None, batch is None,
         )  # fmt: skip
 
-    async def _get_or_load(self, key: str, plan: Plan, local: LocalEntry | None) -> Any:
-        reading: Reading | None = None
-        if local is not None and local.type == plan.codec.type and self._serves(local, plan.stale_s):
-            return self._serve_local(key, plan, local)
-        if key not in self._loads.flights or self._loads.flights[key].background:
-            reading = await self._read(key, plan.codec.type, raises=False)
-            if reading is not None and reading.fresh_left_s > -plan.stale_s:
-                self._count.redis_hits += 1
-                if self._is_due(reading):
-                    self._loads.refresh(key, plan, reading.identity)
-                return reading.value
-        self._count.misses += 1
+    async def _load_single(self, key: str, plan: Plan, reading: Reading | None) -> Any:
         while True:
             try:
                 return await self._load(key, plan, reading)
@@ -457,27 +468,10 @@ class Cache:
         now = monotonic()
         return now < self._tier.trusted_until and now < min(local.expires_at, local.soft_at + stale_s)
 
-    def _serve_local(self, key: str, plan: Plan, local: LocalEntry) -> Any:
-        """Fresh but soon to expire, or stale within `stale_s`."""
-        local.used = True
-        self._count.local_hits += 1
-        reading = Reading.of_local(local, monotonic())
-        if self._is_due(reading):
-            self._loads.refresh(key, plan, reading.identity)
-        return reading.value
-
     def _is_due(self, reading: Reading) -> bool:
         """Whether the caller who got this value shall have it loaded anew: it is stale, or soon to be."""
         self._count.stale_serves += reading.fresh_left_s <= 0
         return reading.fresh_left_s <= 0 or is_early(reading.fresh_left_s, reading.delta_s, self._eagerness)
-
-    async def _read(self, key: str, type_: Any, *, raises: bool = True) -> Reading | None:
-        if not self._tether.started:
-            self._tether.start()
-        reading = await self._reader.read(key, codec_for(type_))
-        if reading is None and raises and not self._shelf.outage.up:
-            self._answered(UNANSWERED)
-        return reading
 
     async def _read_all(self, names: list[str], type_: Any, *, raises: bool = True) -> dict[str, Reading]:
         """From both tiers; counts the hits."""
