@@ -15,10 +15,11 @@ from time import monotonic
 
 from multidict import CIMultiDict
 
-from aegis.errors import AegisError, AmbiguousOutcomeError, CircuitOpenError, HttpError, HttpTimeoutError
+from aegis.errors import AegisError, AmbiguousOutcomeError, CircuitOpenError, HttpError, HttpTimeoutError, RejectedError
 from aegis.http._events import log_attempt, log_call, logger
 from aegis.http._outcome import Outcome, Stopped, by_status, by_verdict, failed
 from aegis.http._shared import Settings, Shared, Upstream
+from aegis.http._url import REDIRECTS, redirected
 from aegis.http._wire import Answer, Failure, Wire, send
 from aegis.http.profile import Request, Response
 from aegis.http.records import Attempt
@@ -35,7 +36,8 @@ class Call:
         self.deadline = self.started + timeout_s
         self.timeout_s = timeout_s
         self.url = settings.redactor.url(request.url)
-        self.refused: list[Request] = []  #: earlier forms of the request, with credentials that were renewed since
+        self.earlier: list[Request] = []  #: as it was before a renewal or a redirect; what it held stays secret
+        self.hops = 0
         self.history: list[Attempt] = []
         self.renewed = False
         self.sent_at = 0.0
@@ -69,6 +71,12 @@ class Call:
                 if last is None:
                     return Outcome(outcome.by), outcome.error
                 return last.stopped(outcome.by), last.error
+            if outcome.moved_to is not None:
+                error = self._move(outcome)
+                if error is not None:
+                    return outcome, error
+                last, number = None, number - 1
+                continue
             last = outcome
             if outcome.renew and await self._renew(outcome):
                 number -= 1
@@ -154,6 +162,7 @@ class Call:
             timeout_s=min(shared.config.attempt_timeout, remaining_s),
             body_bytes_max=shared.config.max_body,
             tls=shared.tls(settings),
+            proxy=self.upstream.proxy,
         )
         now = monotonic()
         if isinstance(answer, Failure):
@@ -185,9 +194,27 @@ class Call:
             profile.charset if profile is not None else None,
         )
         idempotent = self.request.idempotent
+        if self.settings.redirects_max and idempotent and answer.status in REDIRECTS and "Location" in answer.headers:
+            return Outcome("redirect", response, moved_to=answer.headers["Location"])
         if profile is None:
             return by_status(response, idempotent=idempotent)
         return by_verdict(profile.classify(self.request, response), response, self._error, idempotent=idempotent)
+
+    def _move(self, outcome: Outcome) -> HttpError | None:
+        """Go where the redirect points, so that the next attempt is for that place and its breaker; or say why not."""
+        response, limit = outcome.response, self.settings.redirects_max
+        assert response is not None
+        assert outcome.moved_to is not None
+        target = redirected(self.request, response.status, outcome.moved_to, self.settings.redactor)
+        if self.hops >= limit:
+            target = f"more than {limit} redirects"
+        if isinstance(target, str):
+            return self._error(RejectedError, f"{target} is not followed", response)
+        self.hops += 1
+        self.earlier.append(self.request)
+        self.request, self.url = target, self.settings.redactor.url(target.url)
+        self.upstream = self.shared.upstream(target.url, self.settings)
+        return None
 
     async def _renew(self, outcome: Outcome) -> bool:
         """Whether there are new credentials to try; asked for once per call, within the deadline."""
@@ -200,7 +227,7 @@ class Call:
                 headers = await self.settings.renewal.headers(self.request, outcome.response, self.sent_at)
         except TimeoutError:
             return False
-        self.refused.append(self.request)
+        self.earlier.append(self.request)
         fresh = CIMultiDict(self.request.headers)
         fresh.update(headers)
         self.request = replace(self.request, headers=fresh)
@@ -227,7 +254,7 @@ class Call:
         retry_after: float | None = None,
     ) -> HttpError:
         redactor, safe = self.settings.redactor, detail
-        for request in (self.request, *self.refused):
+        for request in (self.request, *self.earlier):
             safe = redactor.text(safe, redactor.values(request.url, request.headers, request.content))
         safe = safe[:500]
         method, attempts = self.request.method, len(self.history)

@@ -39,6 +39,7 @@ class Outcome:
     failed: bool | None = False  #: for the breaker; None counts neither way
     reset: bool = False  #: the connection broke without an answer
     renew: bool = False
+    moved_to: str | None = None  #: where a redirect points that shall be followed
 
     def stopped(self, by: str) -> Outcome:
         """The same outcome, marked: it stands because a further attempt was kept from being made."""

@@ -13,6 +13,7 @@ import aiohttp
 
 from aegis.config import HttpConfig
 from aegis.errors import ClosedError
+from aegis.http._proxy import proxies_of_environment, proxy_for
 from aegis.http._renewal import Renewal
 from aegis.http._wire import legacy_rsa_context, open_session
 from aegis.http.breaker import Breaker, BreakerPolicy
@@ -38,6 +39,7 @@ class Settings:
     limit_key: str = field(default="", repr=False)
     renewal: Renewal | None = None
     tls: ssl.SSLContext | None = None
+    redirects_max: int = 0
     upstreams: dict[str, Upstream] = field(default_factory=dict, init=False, repr=False)  #: found before, by origin
 
     @property
@@ -48,11 +50,12 @@ class Settings:
 
 @dataclass(slots=True)
 class Upstream:
-    """One host's breaker and budget."""
+    """One host's breaker and budget, and the proxy on the way to it."""
 
     host: str
     breaker: Breaker
     budget: RetryBudget
+    proxy: str | None = field(default=None, repr=False)  #: may hold a password
 
 
 class Shared:
@@ -63,18 +66,19 @@ class Shared:
         self.calls = self.attempts = self.retries = self.failures = 0
         self.throttled = self.ambiguous = self.circuit_refusals = self.budget_refusals = 0
         self.permit_wait_s, self.body_bytes, self.in_flight = 0.0, 0, 0
-        self.upstreams: dict[tuple[str, BreakerPolicy, float], Upstream] = {}
+        self.upstreams: dict[tuple[str, str, BreakerPolicy, float], Upstream] = {}
         self.flights: set[asyncio.Task[Any]] = set()  #: renewals in progress; they outlive the call that began them
+        self._proxies: dict[str, str] = {}
         self._session: aiohttp.ClientSession | None = None
         self._legacy: ssl.SSLContext | None = None
 
     def open(self) -> None:
         """Open the pool; connections are made when they are needed."""
+        self._proxies = proxies_of_environment() if self.config.proxy_from_env else {}
         self._session = open_session(
             connections_max=self.config.max_connections,
             per_host_max=self.config.max_connections_per_host,
             connect_timeout_s=self.config.connect_timeout,
-            proxy=self.config.proxy_from_env,
         )
 
     async def close(self) -> None:
@@ -115,12 +119,13 @@ class Shared:
         with contextlib.suppress(ValueError):  # not a URL: sending it will say so
             host = urlsplit(url).netloc.rpartition("@")[2].lower()
         policy = settings.breaker_policy
-        key = (host, policy, settings.retry.budget_tokens)
+        key = (url.partition(":")[0].lower(), host, policy, settings.retry.budget_tokens)
         found = self.upstreams.get(key)
         if found is None:
             if len(self.upstreams) >= _UPSTREAMS_MAX:
                 self.upstreams.pop(next(iter(self.upstreams)))
-            found = Upstream(host, Breaker(policy), RetryBudget(settings.retry.budget_tokens))
+            budget, proxy = RetryBudget(settings.retry.budget_tokens), proxy_for(url, host, self._proxies)
+            found = Upstream(host, Breaker(policy), budget, proxy)
             self.upstreams[key] = found
         return found
 

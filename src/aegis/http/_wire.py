@@ -87,13 +87,12 @@ class Failure:
     reset: bool = False  #: the other side broke the connection before it answered
 
 
-def open_session(*, connections_max: int, per_host_max: int, connect_timeout_s: float, proxy: bool) -> Any:
+def open_session(*, connections_max: int, per_host_max: int, connect_timeout_s: float) -> Any:
     """A session that does what it is told and nothing else: no cookies, no redirects, no hidden re-send."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=connections_max, limit_per_host=per_host_max),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s),
-        trust_env=proxy,
         request_class=_NotedRequest,
     )
 
@@ -113,6 +112,7 @@ async def send(
     timeout_s: float,
     body_bytes_max: int,
     tls: ssl.SSLContext | bool,
+    proxy: str | None = None,
 ) -> Answer | Failure:
     """Send once, read the body within its cap, and say what came of it."""
     status: int | None = None
@@ -127,6 +127,7 @@ async def send(
                 allow_redirects=False,
                 ssl=tls,
                 middlewares=(wire,),
+                proxy=proxy,
             ) as response,
         ):
             status = response.status

@@ -1,12 +1,12 @@
 """
 The HTTP client: one pool, and cheap clients derived from it, each with its own limiter, retries and profile.
 
-Built on aiohttp, which costs a fifth of httpx per request. Redirects are never followed: the 3xx is the answer.
+Built on aiohttp, which costs a fifth of httpx per request. Redirects are followed only where `with_redirects` says so,
+and by our own rules: every client that was looked at forwards `appkey` to another host.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -16,13 +16,13 @@ from urllib.parse import urlencode
 
 import msgspec
 from multidict import CIMultiDict
-from yarl import URL
 
 from aegis.config import HttpConfig
 from aegis.errors import RejectedError
 from aegis.http._call import Call
 from aegis.http._renewal import Renewal
 from aegis.http._shared import Settings, Shared
+from aegis.http._url import ascii_url, query_of, without_controls
 from aegis.http.breaker import BreakerPolicy
 from aegis.http.profile import Profile, Request, Response
 from aegis.http.records import HttpStats, Limiter, LimitT, Renew
@@ -30,9 +30,6 @@ from aegis.http.retry import IDEMPOTENT_METHODS, RetryPolicy
 
 _DEFAULT_HEADERS = {"User-Agent": "aegis"}
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+").fullmatch  # a token of RFC 9110 5.6.2
-_URL = re.compile(r"https?://[!-~]+", re.IGNORECASE).fullmatch
-_CONTROL = re.compile(r"[\0-\x1f\x7f]")
-_PLAIN = re.compile(r"[A-Za-z0-9_.~-]*").fullmatch  # means itself in a query
 
 
 class HttpClient:
@@ -94,6 +91,15 @@ class HttpClient:
         """
         return self._derive(replace(self._settings, renewal=Renewal(reauth, self._shared.flights)))
 
+    def with_redirects(self, hops_max: int = 5) -> HttpClient:
+        """
+        A client that follows redirects, up to that many per call; each hop takes a permit. 0 switches it off again.
+
+        Only requests that may be repeated are followed. Another origin gets no header and no query key of a secret
+        name and no body; from https to http nothing is sent.
+        """
+        return self._derive(replace(self._settings, redirects_max=hops_max))
+
     def with_tls(self, context: SSLContext) -> HttpClient:
         """A client with its own TLS rules."""
         return self._derive(replace(self._settings, tls=context))
@@ -147,10 +153,13 @@ class HttpClient:
         self._shared.session()
         if _METHOD(method) is None:
             raise RejectedError(f"{method!r} is no method", url=self._settings.redactor.url(url))
-        if _URL(url) is None:
-            url = self._plain_url(method, url)
+        plain = ascii_url(url)
+        if plain is None:
+            shown = without_controls(settings.redactor.url(url))
+            raise RejectedError("not a URL to fetch: it needs http or https and no control characters", method, shown)
+        url = plain
         if params:
-            url = f"{url}{'&' if '?' in url else '?'}{_query(params)}"
+            url = f"{url}{'&' if '?' in url else '?'}{query_of(params)}"
         all_headers = CIMultiDict(_DEFAULT_HEADERS)
         if settings.profile is not None:
             all_headers.update(settings.profile.default_headers)
@@ -182,19 +191,6 @@ class HttpClient:
             shared.circuits(),
         )
 
-    def _plain_url(self, method: str, url: str) -> str:
-        """The URL in ASCII: other text is percent-encoded, a control character or another scheme is refused."""
-        plain = ""
-        if _CONTROL.search(url) is None:
-            with contextlib.suppress(ValueError):
-                plain = str(URL(url))
-        if _URL(plain) is None:
-            shown = _CONTROL.sub("?", self._settings.redactor.url(url))
-            raise RejectedError(
-                "not a URL that can be fetched: http or https, and no control characters", method, shown
-            )
-        return plain
-
     def _derive(self, settings: Settings) -> HttpClient:
         self._check(settings)
         derived = object.__new__(HttpClient)
@@ -217,12 +213,3 @@ class HttpClient:
                     f"BreakerPolicy.calls_min={policy.calls_min} can never be reached: limit {settings.limit.name!r} "
                     f"allows {calls:g} calls in window_s={policy.window_s}"
                 )
-
-
-def _query(params: Mapping[str, Any]) -> str:
-    return "&".join(
-        f"{name}={value}"
-        if isinstance(value, str) and _PLAIN(value) and _PLAIN(name)
-        else urlencode({name: value}, doseq=True)
-        for name, value in params.items()
-    )
