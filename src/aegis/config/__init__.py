@@ -9,6 +9,7 @@ names fields instead of variables, misses mistyped names and can print a secret.
 
 from aegis.config._children import child_environ
 from aegis.config._load import load_config
+from aegis.config._postgres import PostgresUrl, parse_postgres_url
 from aegis.config.sections import (
     Config,
     DartConfig,
@@ -31,8 +32,10 @@ __all__ = [
     "LogConfig",
     "MetricsConfig",
     "NaverConfig",
+    "PostgresUrl",
     "RedisConfig",
     "Section",
     "child_environ",
     "load_config",
+    "parse_postgres_url",
 ]

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
+from aegis.config._postgres import parse_postgres_url
 from aegis.config._types import Duration, Int, Port, PositiveDuration, PositiveInt, Size, Switch
 
 REAL_KIS_URL = "https://openapi.koreainvestment.com:9443"
@@ -150,7 +151,13 @@ class DatabaseConfig(Section):
         name="DATABASE_URL",
         example="postgresql://user:password@localhost:5432/aegis",
     )
-    host: str = var("localhost", "host name, address, or directory of the unix socket")
+    replica_url: SecretStr | None = var(
+        None,
+        "where reads go that may be a little old (`db.replica`); unset: to the same server",
+        name="DATABASE_REPLICA_URL",
+        example="postgresql://user:password@standby1,standby2/aegis?target_session_attrs=prefer-standby",
+    )
+    host: str = var("localhost", "host name, address, or directory of the unix socket; several with commas")
     port: Port = var(5432, "TCP port of the server")
     name: str = var("aegis", "name of the database")
     user: str = var("postgres", "user to log in as")
@@ -163,11 +170,39 @@ class DatabaseConfig(Section):
     acquire_timeout: PositiveDuration = var(5.0, "longest wait for a connection from the pool")
     max_waiting: PositiveInt = var(1000, "most callers waiting for a connection; further ones are refused at once")
     statement_timeout: Duration = var(30.0, "longest statement, enforced by the server; 0 = no bound")
+    lock_timeout: Duration = var(10.0, "longest wait for one lock, enforced by the server; 0 = no bound")
+    idle_in_transaction_timeout: Duration = var(
+        60.0, "longest silence inside a transaction; then the server ends it and its connection; 0 = no bound"
+    )
+    application_name: str = var("aegis", "name of our connections in pg_stat_activity")
+    target_session_attrs: Literal["any", "read-write", "read-only", "primary", "standby", "prefer-standby"] = var(
+        "any", "which of several hosts will do"
+    )
+    pgbouncer: Switch = var(False, "there is a pgbouncer in between: no named statements, no session settings or reset")
     close_timeout: Duration = var(5.0, "longest wait for borrowed connections when the pool closes; then they are cut")
     leak_after: Duration = var(60.0, "a connection held longer is reported with its borrower; 0 = never")
     reset: Literal["changed", "always"] = var(
         "changed", "changed: reset a session whose statements changed it; always: after every use (one round trip)"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parts_from_url(cls, values: Any) -> Any:
+        """Spell `url` out into the parts, so that readers of this record look at one place."""
+        if not isinstance(values, Mapping):
+            return values
+        if values.get("replica_url"):
+            _spelled("DATABASE_REPLICA_URL", values["replica_url"])
+        if not values.get("url"):
+            return values
+        parts = _spelled("DATABASE_URL", values["url"])
+        for field, value in parts.items():
+            given = values.get(field)
+            given = given.get_secret_value() if isinstance(given, SecretStr) else given
+            if given is not None and str(given).lower() != str(value).lower():
+                shown = "" if field == "password" else f" ({given} against {value})"
+                raise ValueError(f"DATABASE_URL and DB_{field.upper()} contradict each other{shown}; set only one")
+        return {**values, **parts}
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
@@ -179,6 +214,28 @@ class DatabaseConfig(Section):
     def embedded(self) -> bool:
         """Whether the runtime shall start a server of its own."""
         return self.url is not None and self.url.get_secret_value() == "embedded:"
+
+
+def _spelled(variable: str, url: str | SecretStr) -> dict[str, Any]:
+    """The fields that a PostgreSQL URL spells out."""
+    text = url.get_secret_value() if isinstance(url, SecretStr) else str(url)
+    if text == "embedded:":
+        return {}
+    try:
+        parsed = parse_postgres_url(text)
+    except ValueError as exc:
+        raise ValueError(f"{variable}: {exc}") from None
+    parts: dict[str, Any] = {"user": parsed.user, "password": parsed.password, "name": parsed.database}
+    if parsed.hosts:
+        parts |= {"host": ",".join(host for host, _ in parsed.hosts), "port": parsed.hosts[0][1]}
+    for name in ("application_name", "target_session_attrs", "pgbouncer"):
+        parts[name] = parsed.options.get(name)
+    seconds = parsed.options.get("connect_timeout")
+    if seconds is not None:
+        if not seconds.isdigit():
+            raise ValueError(f"{variable}: connect_timeout={seconds!r} is not a whole number of seconds")
+        parts["connect_timeout"] = float(seconds) or None
+    return {field: value for field, value in parts.items() if value is not None}
 
 
 class HttpConfig(Section):

@@ -7,19 +7,20 @@ Nothing else imports asyncpg, so another driver, or a pgbouncer in between, chan
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import random
+from collections.abc import Mapping
 from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlencode
 
 import asyncpg
 
-from aegis.config import DatabaseConfig
-from aegis.errors import DatabaseError, DatabaseLostError, DatabaseUnavailableError, QueryError
+from aegis.config import DatabaseConfig, PostgresUrl, parse_postgres_url
+from aegis.errors import AegisError, DatabaseLostError, DatabaseUnavailableError, QueryError
 
 Conn = Any  # asyncpg ships no types; its connection stays inside this room
 _CLOSE_TIMEOUT_S = 2.0
 _RESET_TIMEOUT_S = 5.0
+_SLACK_S = 2.0  # the server ends a statement; we do when even that does not arrive (a hung server, a dead link)
 #: Everything of DISCARD ALL but the prepared statements, which the driver keeps; one message, one round trip.
 _RESET = (
     "select pg_advisory_unlock_all(); close all; unlisten *; set session authorization default; reset all; "
@@ -29,6 +30,14 @@ _RESET = (
 #: When we vanish in the middle of a statement, the server looks for that while it works. PostgreSQL 14 and later, on
 #: systems that can; others refuse the setting.
 _OPTIONAL = {"client_connection_check_interval": "250"}
+
+
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
 
 
 class Driver(Protocol):
@@ -60,7 +69,8 @@ class AsyncpgDriver:
     """Connections to the server of one `DatabaseConfig`."""
 
     def __init__(self, config: DatabaseConfig, optional: Mapping[str, str] = _OPTIONAL) -> None:
-        self.config, self.address = config, address_of(config)
+        self.config, self._wanted = config, wanted_of(config)
+        self.address = self._wanted.address
         self.optional = dict(optional)  #: settings that a server may refuse; what one refused is not sent again
 
     async def connect(self) -> Conn:
@@ -87,14 +97,34 @@ class AsyncpgDriver:
             raise DatabaseUnavailableError(self.address, str(exc) or type(exc).__name__) from exc
 
     async def _connect(self) -> Conn:
-        settings = {
-            "application_name": "aegis",
-            "statement_timeout": str(int(self.config.statement_timeout * 1000)),
-            **self.optional,
-        }
-        # Its own timeout is off: ours covers a second attempt as well.
+        config, wanted = self.config, self._wanted
+        settings = {"application_name": config.application_name}
+        if not config.pgbouncer:  # it refuses settings that it cannot keep for each client
+            settings |= {
+                "statement_timeout": _ms(config.statement_timeout),
+                "lock_timeout": _ms(config.lock_timeout),
+                "idle_in_transaction_session_timeout": _ms(config.idle_in_transaction_timeout),
+                **self.optional,
+            }
+            if "options" in wanted.options:
+                settings["options"] = wanted.options["options"]
+        hosts = list(wanted.hosts)
+        if wanted.options.get("load_balance_hosts") == "random":
+            random.shuffle(hosts)
         return await asyncpg.connect(
-            **_where(self.config), timeout=3600.0, server_settings=settings, connection_class=_Session
+            dsn=f"postgresql://?{urlencode(wanted.tls)}" if wanted.tls else None,
+            host=[host for host, _ in hosts] or None,
+            port=[port for _, port in hosts] or None,
+            user=wanted.user,
+            password=wanted.password,
+            passfile=wanted.options.get("passfile"),
+            database=wanted.database,
+            target_session_attrs=config.target_session_attrs,
+            server_settings=settings,
+            statement_cache_size=0 if config.pgbouncer else 100,
+            command_timeout=config.statement_timeout + _SLACK_S if config.statement_timeout else None,
+            timeout=3600.0,  # ours covers a second attempt as well
+            connection_class=_Session,
         )
 
     async def ping(self, conn: Conn) -> None:
@@ -116,22 +146,17 @@ class AsyncpgDriver:
             raise
 
 
-def address_of(config: DatabaseConfig) -> str:
-    """Where the server is, for messages: never holds a user's secret."""
-    if config.url is None:
-        return f"{config.host}:{config.port}/{config.name}"
-    split = urlsplit(config.url.get_secret_value())
-    host = split.netloc.rpartition("@")[2] or ",".join(parse_qs(split.query).get("host", ["localhost"]))
-    return f"{host}{split.path}"
-
-
-def _where(config: DatabaseConfig) -> dict[str, Any]:
+def wanted_of(config: DatabaseConfig) -> PostgresUrl:
+    """What to connect to: the URL where there is one, else the parts."""
     if config.url is not None:
-        return {"dsn": config.url.get_secret_value()}
-    where: dict[str, Any] = {"host": config.host, "port": config.port, "user": config.user, "database": config.name}
-    if config.password is not None:
-        where["password"] = config.password.get_secret_value()
-    return where
+        return parse_postgres_url(config.url.get_secret_value())
+    hosts = tuple((host, config.port) for host in config.host.split(","))
+    password = None if config.password is None else config.password.get_secret_value()
+    return PostgresUrl(hosts, config.user, password, config.name)
+
+
+def _ms(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 def in_sync(exc: BaseException) -> bool:
@@ -139,11 +164,15 @@ def in_sync(exc: BaseException) -> bool:
     return isinstance(exc, asyncpg.PostgresError | asyncpg.InterfaceError)
 
 
-def ours(exc: BaseException, conn: Conn, address: str) -> BaseException:
-    """The driver's error as one of ours; anything else as it is."""
-    if isinstance(exc, DatabaseError):
-        return exc  # ours already; DatabaseLostError is an OSError too and must not be translated twice
-    if isinstance(exc, asyncpg.PostgresConnectionError | asyncpg.AdminShutdownError | asyncpg.CrashShutdownError):
+def ours(exc: BaseException, address: str, *, foreign: bool = False) -> BaseException:
+    """
+    The driver's error as one of ours; anything else as it is.
+
+    With `foreign` the statement was fed by the caller's iterator, so errors that are not the driver's are the caller's.
+    """
+    if isinstance(exc, AegisError):
+        return exc
+    if isinstance(exc, _LOST):
         return DatabaseLostError(address, str(exc) or type(exc).__name__)
     if isinstance(exc, asyncpg.PostgresError):
         return QueryError(str(exc.sqlstate), str(exc))
@@ -151,18 +180,10 @@ def ours(exc: BaseException, conn: Conn, address: str) -> BaseException:
         if "closed" in str(exc):
             return DatabaseLostError(address, str(exc))
         return QueryError("22000", str(exc))  # an argument the driver could not encode
-    if isinstance(exc, OSError) and conn.is_closed():  # else the caller's, say from the iterator that feeds COPY
+    if foreign:
+        return exc
+    if isinstance(exc, TimeoutError):
+        return DatabaseLostError(address, "the server did not answer, and did not end the statement in time either")
+    if isinstance(exc, OSError):
         return DatabaseLostError(address, str(exc) or type(exc).__name__)
     return exc
-
-
-@contextmanager
-def translated(conn: Conn, address: str) -> Iterator[None]:
-    """Raise the driver's errors as ours, with the original chained; a caller's own errors pass untouched."""
-    try:
-        yield
-    except Exception as exc:
-        mine = ours(exc, conn, address)
-        if mine is exc:
-            raise
-        raise mine from exc

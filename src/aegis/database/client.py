@@ -16,8 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from pydantic import SecretStr
+
 from aegis.backoff import Backoff
-from aegis.config import DatabaseConfig
+from aegis.config import DatabaseConfig, parse_postgres_url
 from aegis.database import bulk
 from aegis.database import migrate as migrations
 from aegis.database._driver import Conn
@@ -48,18 +50,32 @@ class Database(Queries):
 
     def __init__(self, config: DatabaseConfig) -> None:
         self._pool = Pool(config)
+        self._replica: Database | None = None
+        if config.replica_url is not None:
+            self._replica = Database(_of_replica(config, config.replica_url))
 
     def __repr__(self) -> str:
         return f"<Database {self._pool!r}>"
 
+    @property
+    def replica(self) -> Database:
+        """For reads that may be a little old: the pool of DATABASE_REPLICA_URL, or this one where none is set."""
+        return self._replica or self
+
     async def __aenter__(self) -> Self:
         await self._pool.open()
+        if self._replica is not None:
+            await self._replica._pool.open(verify=False)  # noqa: SLF001 - a replica that is away must not stop the start
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self._pool.close()
+        try:
+            await self._pool.close()
+        finally:
+            if self._replica is not None:
+                await self._replica._pool.close()  # noqa: SLF001 - our own class
 
     async def _call(self, method: str, sql: str, args: Sequence[Any]) -> Any:
         pool = self._pool
@@ -178,3 +194,10 @@ class Database(Queries):
     def stats(self) -> PoolStats:
         """Counters and sizes of the pool."""
         return self._pool.stats()
+
+
+def _of_replica(config: DatabaseConfig, url: SecretStr) -> DatabaseConfig:
+    """The same bounds at the replica's address. Not validated again: the parts of the primary do not hold for it."""
+    attrs = parse_postgres_url(url.get_secret_value()).options.get("target_session_attrs", "prefer-standby")
+    changes = {"url": url, "replica_url": None, "target_session_attrs": attrs, "min_conns": 0}
+    return config.model_copy(update=changes)

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from aegis.database._driver import Conn, translated
+from aegis.database._driver import Conn, ours
 from aegis.errors import MigrationError, QueryError
 
 #: The migrations that come with aegis.
@@ -21,6 +21,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _NAME = re.compile(r"\d{4}_\w+\.sql")
 _LOCK = 0x61656769  # "aegi"
 _POLL_S = 0.1
+_FOREVER_S = 86400.0 * 365
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +106,14 @@ async def migrate(conn: Conn, path: str | Path, lock_timeout_s: float) -> list[s
 
 async def _apply(conn: Conn, file: _File) -> None:
     try:
-        with translated(conn, "the migrated server"):
-            async with conn.transaction():
-                await conn.execute("set local statement_timeout = 0")  # an index takes as long as it takes
-                await conn.execute(file.sql)
-                await conn.execute(
-                    "insert into aegis_migrations (name, checksum) values ($1, $2)", file.name, file.checksum
-                )
-    except QueryError as exc:
-        raise MigrationError(file.name, str(exc)) from exc
+        async with conn.transaction():
+            await conn.execute("set local statement_timeout = 0", timeout=_FOREVER_S)  # an index takes its time
+            await conn.execute(file.sql, timeout=_FOREVER_S)
+            await conn.execute(
+                "insert into aegis_migrations (name, checksum) values ($1, $2)", file.name, file.checksum
+            )
+    except Exception as exc:
+        mine = ours(exc, "the migrated server")
+        if isinstance(mine, QueryError):
+            raise MigrationError(file.name, str(mine)) from exc
+        raise

@@ -33,6 +33,7 @@ _PING_AFTER_S = 1.0  # an idle connection older than this is asked before it is 
 _PING_TIMEOUT_S = 1.0
 _UPKEEP_S = 1.0  # how often the background looks, or a quarter of the shortest bound
 _READ_ONLY = "25006"  # a write met a server that was demoted
+_REPLICAS = frozenset({"read-only", "standby", "prefer-standby"})  # where a refused write is no surprise
 _DRAIN_AGAIN_S = 10.0  # a server that stays read-only is not drained in a loop
 _BACKOFF = Backoff(base_s=0.1, cap_s=5.0, floor_s=0.05)
 _HURRY_S = 0.25  # the longest wait for the next attempt while somebody waits for it
@@ -68,14 +69,15 @@ class Pool:
 
     # --- open and close ---
 
-    async def open(self) -> None:
-        """Open the first connection, so that a wrong address fails here; the minimum fills in the background."""
+    async def open(self, *, verify: bool = True) -> None:
+        """Open a first connection, so that a wrong address fails here; the minimum fills in the background."""
         if self._open:
             raise RuntimeError("this Database is open already")
         self._open, self._failure = True, None
         try:
             self._upkeep()
-            self.release(await self.acquire())
+            if verify:
+                self.release(await self.acquire())
         except BaseException:
             await self.close(0.0)
             raise
@@ -152,12 +154,13 @@ class Pool:
         self._count.acquire_wait_s += time.monotonic() - started
         return lease
 
-    def failed(self, lease: Lease, exc: BaseException) -> BaseException:
+    def failed(self, lease: Lease, exc: BaseException, *, foreign: bool = False) -> BaseException:
         """What to raise for `exc`, which came out of a statement on `lease`; an interrupted one breaks the lease."""
         if not in_sync(exc):
             lease.broken = True
-        mine = ours(exc, lease.conn, self.address)
-        if isinstance(mine, QueryError) and mine.sqlstate == _READ_ONLY and not lease.readonly:
+        mine = ours(exc, self.address, foreign=foreign)
+        replica = self.config.target_session_attrs in _REPLICAS
+        if isinstance(mine, QueryError) and mine.sqlstate == _READ_ONLY and not lease.readonly and not replica:
             self.drain()
         return mine
 
@@ -184,7 +187,7 @@ class Pool:
             self._retire(lease)
         elif not self._open or lease.trace is Trace.CLOSE:
             self._retire(lease)
-        elif lease.trace is Trace.RESET or self.config.reset == "always":
+        elif (lease.trace is Trace.RESET or self.config.reset == "always") and not self.config.pgbouncer:
             self._spawn_closing(self._reset(lease), lease)
         else:
             self._give(lease, now)

@@ -141,6 +141,8 @@ class Transaction(Queries):
             return  # then the server rolls back; the error of the block says more
 
     async def _commit(self) -> None:
+        if self._lease.conn.is_closed():  # before COMMIT was sent, so nothing was stored
+            raise DatabaseLostError(self._pool.address, "it ended before COMMIT, so the transaction was rolled back")
         try:
             tag = await self.execute("commit")
         except DatabaseLostError as exc:
@@ -162,7 +164,7 @@ class Transaction(Queries):
         try:
             return await bulk.upsert(lease.conn, table, rows, key, columns)
         except BaseException as exc:
-            mine = self._pool.failed(lease, exc)
+            mine = self._pool.failed(lease, exc, foreign=True)
             if isinstance(mine, QueryError):
                 self._failure = mine
             if mine is exc:
