@@ -96,7 +96,7 @@ async def test_dart_lists_and_empty_is_not_an_error(world):
     assert {item.rcept_dt.year for item in found} == {2026}
     assert await client.disclosures(date(1999, 1, 1), date(1999, 1, 2)) == []
     with pytest.raises(RejectedError, match="100"):
-        await client.disclosures(date(2020, 1, 1), date(2026, 1, 1))
+        await client.disclosures(date(2020, 1, 1), date(2026, 1, 1), page=1)
 
 
 async def test_naver_quotes_need_a_user_agent_and_ours_has_one(world):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
+import json
+import signal
+import sys
 
 import pytest
 from hypothesis import given
@@ -13,22 +17,38 @@ from aegis.upstream.simulator import Market, Simulator
 from aegis.upstream.simulator.quota import Quota
 
 HEADER = "date,code,name,market,open,high,low,close,volume,amount,market_cap,shares\n"
+SECOND_NS = 1_000_000_000
 ROW = "2026-01-02,005930,삼성전자,KOSPI,100,120,90,110,5,500,1,1\n"
 
 
-@given(limit=st.integers(1, 8), gaps=st.lists(st.integers(0, 700_000_000), max_size=60))
+def most(times: list[int]) -> int:
+    """By hand: the most in any half-open window of a second."""
+    return max(sum(end - SECOND_NS < at <= end for at in times) for end in times)
+
+
+@given(limit=st.integers(1, 8), gaps=st.lists(st.integers(-900_000_000, 700_000_000), max_size=50))
 def test_quota_agrees_with_counting_by_hand(limit, gaps):
-    """Accepted if and only if fewer than the limit were accepted in the window that ends now."""
-    quota, now, accepted, arrived, worst = Quota(limit, 1.0), 0, [], [], 0
+    """Accepted if and only if no window then holds more than the limit, in whatever order arrivals are told of."""
+    quota, now, accepted, arrived = Quota(limit, 1.0), 10 * SECOND_NS, [], []
     for gap in gaps:
         now += gap
         arrived.append(now)
-        room = sum(1 for at in accepted if at > now - 1_000_000_000) < limit
+        room = most([*accepted, now]) <= limit
         assert quota.arrive(now) is room
         if room:
             accepted.append(now)
-        worst = max(worst, sum(1 for at in arrived if at > now - 1_000_000_000))
+    worst = most(arrived) if arrived else 0
     assert (quota.requests, quota.accepted, quota.worst_window) == (len(arrived), len(accepted), worst)
+
+
+def test_a_quota_forgets_what_no_window_can_hold():
+    """An hour at 1,000/s leaves two windows of moments behind, not an hour of them."""
+    quota = Quota(10, 0.01)
+    for at in range(20_000):
+        quota.arrive(at * 1_000_000)
+    assert quota.worst_window == 10
+    assert quota.rejected == 0
+    assert len(quota._arrived._times) < 2_000
 
 
 @pytest.mark.parametrize("phase", [0, 137_000_000, 500_000_000, 999_000_000])
@@ -78,6 +98,39 @@ def test_absent_replay_names_the_file(tmp_path):
     """The path is in the error."""
     with pytest.raises(ReplayError, match="nowhere"):
         Market.replayed(tmp_path / "nowhere.csv")
+
+
+async def ask(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send a request to Naver on a connection of its own; the answer is not read."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /api/realtime/domestic/stock/005930 HTTP/1.1\r\nHost: sim\r\nUser-Agent: test\r\n\r\n")
+    await writer.drain()
+    return reader, writer
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when bytes came in")
+@pytest.mark.parametrize(("pause_s", "second"), [(1.05, b"200"), (0.5, b"403")])
+async def test_who_is_judged_late_is_not_judged_as_late(pause_s, second):
+    """The simulator sleeps while two requests come in and reads both at once; what counts is when they came."""
+    command = (sys.executable, "-m", "aegis", "sim", "--rule", "naver_per_second=1", "--json", "--exit-with-stdin")
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        port = int(json.loads(await process.stdout.readline())["naver"].rpartition(":")[2])
+        process.send_signal(signal.SIGSTOP)
+        first = await ask(port)
+        await asyncio.sleep(pause_s)
+        answers = [first, await ask(port)]
+        process.send_signal(signal.SIGCONT)
+        codes = [(await reader.readline()).split()[1] for reader, _ in answers]
+        for _, writer in answers:
+            writer.close()
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.stdin.close()
+        await process.wait()
+    assert codes == [b"200", second]
 
 
 async def test_taken_port_is_one_clear_error():

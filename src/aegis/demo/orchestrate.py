@@ -177,12 +177,12 @@ async def _child(
 
 @asynccontextmanager
 async def _simulator(options: Options, logs: Path) -> AsyncIterator[Child]:
-    args = ["--exit-with-stdin", "--port", "0"]
+    args = ["sim", "--json", "--exit-with-stdin"]
     if options.replay is not None:
         args += ["--replay", str(options.replay)]
     if not options.shared:
-        args += ["--token-interval", str(_ALONE_TOKEN_INTERVAL_S)]
-    async with _child("simulator", "aegis.upstream.simulator", args, {}, logs) as simulator:
+        args += ["--rule", f"token_interval_s={_ALONE_TOKEN_INTERVAL_S}"]
+    async with _child("simulator", "aegis", args, {}, logs) as simulator:
         await simulator.wait_for("ready", _READY_TIMEOUT_S)
         yield simulator
 

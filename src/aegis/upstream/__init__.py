@@ -4,9 +4,10 @@ KIS, DART and Naver: what they allow, what their answers mean, small clients, an
 A new upstream is one file of data (its preset and profile) and one function (its classifier).
 """
 
+from aegis.upstream._shape import DailyBar
 from aegis.upstream._token import Token
-from aegis.upstream.dart import DART_PROFILE, DartClient, Disclosure
-from aegis.upstream.kis import KIS_PROFILE, DailyBar, KisClient, StockPrice
+from aegis.upstream.dart import DART_PROFILE, Company, CorpCode, DartClient, Disclosure
+from aegis.upstream.kis import KIS_PROFILE, KisClient, StockPrice
 from aegis.upstream.naver import NAVER_PROFILE, NaverClient, NaverQuote
 from aegis.upstream.presets import (
     DART_DAILY_RATE_LIMIT,
@@ -31,6 +32,8 @@ __all__ = [
     "KIS_TOKEN_RATE_LIMIT",
     "NAVER_PROFILE",
     "NAVER_RATE_LIMIT",
+    "Company",
+    "CorpCode",
     "DailyBar",
     "DartClient",
     "Disclosure",

@@ -8,6 +8,7 @@ What should be a number and is none is an error that names the place, never a ze
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
@@ -18,6 +19,20 @@ from aegis.errors import BodyDecodeError
 from aegis.http import Response
 
 KST = timezone(timedelta(hours=9), "KST")
+_EXCERPT_CHARS = 80
+_TAG = re.compile(r"<[^>]*>?")
+
+
+class DailyBar(msgspec.Struct, frozen=True):
+    """One day of one stock, in won and shares. On a day without trading, open, high and low are 0."""
+
+    date: date
+    open: int
+    high: int
+    low: int
+    close: int
+    volume: int
+    amount: int
 
 
 def whole(text: str) -> int:
@@ -48,6 +63,21 @@ def _decimal(text: str) -> Decimal:
     if not number.is_finite():
         raise ValueError(f"{text[:40]!r} is not a number")
     return number
+
+
+def excerpt(response: Response) -> str:
+    """
+    The first words of a page that came instead of data; of anything else only how much of what came.
+
+    A body that breaks off in the middle of its JSON may hold half a token, which no rule of masking would recognise.
+    """
+    if not response.content.lstrip().startswith(b"<"):
+        return f"{len(response.content)} bytes of {response.headers.get('Content-Type', 'an unnamed type')}"
+    try:
+        text = response.text()
+    except BodyDecodeError:
+        text = response.content.decode("ascii", "backslashreplace")
+    return " ".join(_TAG.sub(" ", text).split())[:_EXCERPT_CHARS] or "a page without words"
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from aegis.http import (
     Verdict,
 )
 from aegis.redis import Cache, RateLimit, RateLimiter
-from aegis.upstream._shape import day, exact, expected_shape, whole
+from aegis.upstream._shape import DailyBar, day, exact, excerpt, expected_shape, whole
 from aegis.upstream._token import SharedToken, credentials
 from aegis.upstream.presets import KIS_PAPER_RATE_LIMIT, KIS_RATE_LIMIT, KIS_TOKEN_RATE_LIMIT
 
@@ -97,9 +97,10 @@ def _envelope(response: Response) -> _Envelope | None:
 def _by_status(response: Response) -> Verdict:
     if response.status == 429:
         return Throttled(_THROTTLE_PAUSE_S)
+    what = f"not an answer of KIS: {excerpt(response)}"
     if response.status >= 500 or response.ok:
-        return Transient(str(response.status), f"not an answer of KIS: {response.content[:80]!r}")
-    return Rejected(str(response.status), f"not an answer of KIS: {response.content[:80]!r}")
+        return Transient(str(response.status), what)
+    return Rejected(str(response.status), what)
 
 
 KIS_PROFILE = Profile(
@@ -130,18 +131,6 @@ class StockPrice(msgspec.Struct, frozen=True):
     change_percent: Decimal | None = None
     per: Decimal | None = None
     pbr: Decimal | None = None
-
-
-class DailyBar(msgspec.Struct, frozen=True):
-    """One day of one stock, in won and shares. On a day without trading, open, high and low are 0."""
-
-    date: date
-    open: int
-    high: int
-    low: int
-    close: int
-    volume: int
-    amount: int
 
 
 class _PriceAnswer(msgspec.Struct):

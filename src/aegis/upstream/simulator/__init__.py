@@ -3,7 +3,7 @@ One local server that behaves as KIS, DART and Naver do, refusals included, and 
 
 `market.py` is the prices behind it (a replayed CSV or a seeded walk), `quota.py` counts arrivals, `kis.py`, `dart.py`
 and `naver.py` speak as the three do, `faults.py` is what can go wrong, `server.py` joins them. Run it alone with
-`python -m aegis.upstream.simulator`.
+`aegis sim`.
 It imitates shapes and refusals recorded in public sources, and is nobody's official test system.
 """
 

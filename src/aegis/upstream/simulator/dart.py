@@ -27,6 +27,7 @@ _KEY_LENGTH = 40
 _PAGE_MAX = 100
 _MONTHS_MAX = timedelta(days=92)
 _UNLISTED = 50
+_TRADING_DAYS_A_WEEK = 5
 _REPORTS = ("분기보고서 (2025.12)", "주요사항보고서(자기주식취득결정)", "임원ㆍ주요주주특정증권등소유상황보고서")
 _MESSAGES = {
     "000": "정상",
@@ -150,9 +151,9 @@ class Dart:
             each: [
                 _disclosure(code, names[code], each, number)
                 for number, code in enumerate(codes)
-                if (number + each.toordinal()) % 7 == 0
+                if number % _TRADING_DAYS_A_WEEK == back % _TRADING_DAYS_A_WEEK
             ]
-            for each in days
+            for back, each in enumerate(days)
         }
 
     @cached_property

@@ -43,6 +43,11 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     seen: int = 0
     happened: int = 0
 
+    @staticmethod
+    def kinds() -> tuple[str, ...]:
+        """What can go wrong."""
+        return get_args(Kind)
+
     @classmethod
     def parse(cls, text: str) -> Fault:
         """
@@ -56,12 +61,14 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         for pair in pairs:
             name, equals, value = pair.partition("=")
             if not equals or name in {"kind", "seen", "happened"} or name not in cls.__struct_fields__:
-                raise ValueError(f"fault {text!r}: {pair!r} is none of service= path= times= every= code= executed=")
+                raise ValueError(
+                    f"fault {text!r}: {pair!r} is none of service= path= times= every= code= seconds= executed="
+                )
             fields[name] = value == "true" if name == "executed" else value
         try:
             return msgspec.convert(fields, cls, strict=False)
         except msgspec.ValidationError as exc:
-            raise ValueError(f"fault {text!r}: {exc}; kinds are {', '.join(get_args(Kind))}") from None
+            raise ValueError(f"fault {text!r}: {exc}; kinds are {', '.join(cls.kinds())}") from None
 
     def takes(self, service: str, path: str) -> bool:
         """Whether this request is the fault's; counts it."""

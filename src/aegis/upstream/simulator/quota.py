@@ -1,16 +1,49 @@
 """
 A quota as an upstream counts it: arrivals in every sliding window, judged to the nanosecond of a monotonic clock.
 
-A request is refused when as many as the limit were *accepted* in the window that ends with it. `worst_window` counts
-every arrival, refused ones included: it is what the client did, whatever the answer was.
+A request is refused when with it any window would hold more *accepted* ones than the limit. `worst_window` counts every
+arrival, refused ones included: it is what the client did, whatever the answer was. Two connections may be read in
+another order than their requests came in, so arrivals are put in their place by time.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections import deque
 
 _NS = 1_000_000_000
 _HISTORY_MAX = 1_000_000
+#: How much later than its neighbours an arrival may be told of, in windows; older ones are forgotten.
+_WINDOWS_KEPT = 2
+_FORGET_AT = 1024
+
+
+class _Arrivals:
+    """Moments in order of time, though they may be told a little out of order."""
+
+    __slots__ = ("_per_ns", "_times")
+
+    def __init__(self, per_ns: int) -> None:
+        self._per_ns = per_ns
+        self._times: list[int] = []
+
+    def most_with(self, at_ns: int) -> int:
+        """The most moments in any half-open window that holds `at_ns`, itself included."""
+        times, per_ns = self._times, self._per_ns
+        place = bisect_right(times, at_ns)
+        most = place - bisect_right(times, at_ns - per_ns) + 1
+        for later in range(place, bisect_right(times, at_ns + per_ns - 1)):
+            most = max(most, later - bisect_right(times, times[later] - per_ns) + 2)
+        return most
+
+    def add(self, at_ns: int) -> None:
+        """One more."""
+        times = self._times
+        insort(times, at_ns)
+        past = bisect_right(times, times[-1] - _WINDOWS_KEPT * self._per_ns)
+        past = max(past, len(times) - _HISTORY_MAX)
+        if past >= _FORGET_AT:
+            del times[:past]
 
 
 class Quota:
@@ -19,8 +52,7 @@ class Quota:
     def __init__(self, limit: int, per_s: float) -> None:
         self.limit, self.per_s = limit, per_s
         self._per_ns = round(per_s * _NS)
-        self._accepted: deque[int] = deque()
-        self._arrived: deque[int] = deque()
+        self._accepted, self._arrived = _Arrivals(self._per_ns), _Arrivals(self._per_ns)
         self.requests = self.rejected = self.worst_window = 0
         self._history: deque[int] = deque(maxlen=_HISTORY_MAX)  # accepted arrivals, for `used`
 
@@ -31,17 +63,13 @@ class Quota:
 
     def arrive(self, at_ns: int) -> bool:
         """Count one arrival; False when it is over the quota. Two arrivals exactly `per_s` apart share no window."""
-        oldest = at_ns - self._per_ns
-        for times in (self._accepted, self._arrived):
-            while times and times[0] <= oldest:
-                times.popleft()
         self.requests += 1
-        self._arrived.append(at_ns)
-        self.worst_window = max(self.worst_window, len(self._arrived))
-        if len(self._accepted) >= self.limit:
+        self.worst_window = max(self.worst_window, self._arrived.most_with(at_ns))
+        self._arrived.add(at_ns)
+        if self._accepted.most_with(at_ns) > self.limit:
             self.rejected += 1
             return False
-        self._accepted.append(at_ns)
+        self._accepted.add(at_ns)
         self._history.append(at_ns)
         return True
 

@@ -1,16 +1,13 @@
 """
 The three services on one port, and the report of what they saw.
 
-A request's arrival is the moment when the bytes that complete its head are read from the socket, before anything is
-parsed or queued: a busy simulator answers late, but does not judge late. Quotas are counted before anything else
-happens to a request, so a fault does not hide one.
+A request's arrival is the moment at which the kernel received it (`arrival.py`): a busy simulator answers late, but
+does not judge late. Quotas are counted before anything else happens to a request, so a fault does not hide one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
 from types import TracebackType
@@ -18,9 +15,9 @@ from typing import Any, Protocol, Self, TypeVar
 
 import msgspec
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from aegis.errors import PortTakenError
+from aegis.upstream.simulator.arrival import StampedSocket, StampingHandler, arrival_ns
 from aegis.upstream.simulator.dart import Dart
 from aegis.upstream.simulator.faults import Fault, happen
 from aegis.upstream.simulator.kis import Kis
@@ -29,7 +26,6 @@ from aegis.upstream.simulator.naver import Naver
 from aegis.upstream.simulator.state import Rules, State
 
 _CLOSE_TIMEOUT_S = 0.5
-_BACKLOG = 1024
 T = TypeVar("T")
 _Handler = Callable[[web.Request, bytes], web.Response]
 
@@ -52,20 +48,6 @@ class Service(Protocol):
         ...
 
 
-class _StampingHandler(RequestHandler):
-    """One connection; knows when each of its requests arrived."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.arrivals: deque[int] = deque()
-
-    def data_received(self, data: bytes) -> None:
-        now_ns = time.monotonic_ns()
-        before = len(self._messages)
-        super().data_received(data)
-        self.arrivals.extend([now_ns] * (len(self._messages) - before))
-
-
 class Simulator:
     """
     `async with Simulator() as simulator:` serves on `simulator.url` until the block is left.
@@ -83,19 +65,17 @@ class Simulator:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=_CLOSE_TIMEOUT_S)
-        await self._runner.setup()
-        handlers = self._runner.server
-        assert handlers is not None
-        loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(
-                lambda: _StampingHandler(handlers, loop=loop), "127.0.0.1", self._port, backlog=_BACKLOG
-            )
+            listener = StampedSocket.listening(self._port)
         except OSError as exc:
-            await self._runner.cleanup()
             raise PortTakenError("simulator", self._port, str(exc.strerror or exc)) from exc
-        self._port = self._server.sockets[0].getsockname()[1]
+        self._runner = web.AppRunner(self._app(), shutdown_timeout=_CLOSE_TIMEOUT_S)
+        await self._runner.setup()
+        handlers, loop = self._runner.server, asyncio.get_running_loop()
+        assert handlers is not None
+        self._port = listener.port
+        last_read = listener.last_read
+        self._server = await loop.create_server(lambda: StampingHandler(handlers, last_read, loop=loop), sock=listener)
         return self
 
     async def __aexit__(
@@ -156,7 +136,7 @@ class Simulator:
 
     def _guarded(self, service: Service, handler: _Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
-            refusal = service.admit(request, _arrival_ns(request))
+            refusal = service.admit(request, arrival_ns(request))
             body = await request.read() if request.can_read_body else b""
             if refusal is not None:
                 return refusal
@@ -184,17 +164,11 @@ class Simulator:
         raise web.HTTPNotFound
 
 
-def _arrival_ns(request: web.Request) -> int:
-    connection = request.protocol
-    assert isinstance(connection, _StampingHandler)
-    return connection.arrivals.popleft()
-
-
 def _control(action: Callable[[web.Request], Any]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     """A function of the simulator over HTTP: what it returns is JSON; what it cannot read is a 400 that says so."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        _arrival_ns(request)
+        arrival_ns(request)
         try:
             answer = action(request)
             if asyncio.iscoroutine(answer):

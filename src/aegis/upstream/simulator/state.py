@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import msgspec
 
 from aegis.upstream.simulator.faults import Fault, Faults
 from aegis.upstream.simulator.market import Look, Market
@@ -32,6 +34,21 @@ class Rules:
         for name in ("kis_per_second", "dart_per_minute", "dart_per_day", "dart_block_per_minute", "naver_per_second"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def with_text(self, text: str) -> Rules:
+        """
+        The same with one number changed, as on a command line: `dart_per_day=100`.
+
+        Raises:
+            ValueError: says what is wrong with it.
+        """
+        name, _, value = text.partition("=")
+        if name not in asdict(self):
+            raise ValueError(f"rule {text!r}: {name!r} is none of {', '.join(asdict(self))}")
+        try:
+            return msgspec.convert({**asdict(self), name: value}, Rules, strict=False)
+        except msgspec.ValidationError as exc:
+            raise ValueError(f"rule {text!r}: {exc}") from None
 
 
 class State:
@@ -91,6 +108,8 @@ class State:
             "at": now_ns / 1e9,
             "kis": self.kis.report(since_ns, now_ns),
             "dart": self.dart.report(since_ns, now_ns),
+            "dart_daily": self.dart_daily.report(since_ns, now_ns),
+            "dart_address": self.dart_address.report(since_ns, now_ns),
             "naver": self.naver.report(since_ns, now_ns),
             "tokens_issued": self.tokens.issued,
             "tokens_refused": self.tokens.refused,
