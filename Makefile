@@ -1,6 +1,6 @@
 # The front door. Needs `python3` (3.11+) and `make`; everything else is created inside the checkout.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench pins clean
+.PHONY: help demo test lint format docs bench pins clean
 
 PYTHON ?= python3
 VENV   := .venv
@@ -30,6 +30,9 @@ lint: $(READY)  ## ruff, its formatter, and mypy in strict mode
 
 format: $(READY)  ## let ruff format and fix what it can
 	@$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
+
+docs: $(READY)  ## write what is made from the registry: .env.example and docs/configuration.md
+	@$(BIN)/aegis config example > .env.example && $(BIN)/aegis config docs > docs/configuration.md
 
 bench: $(BENCH)/.ready  ## run the benchmarks side by side with their rivals (ARGS="--smoke")
 	@$(BENCH)/bin/python -m benchmarks $(ARGS)

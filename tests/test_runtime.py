@@ -38,6 +38,17 @@ async def test_a_room_that_cannot_open_closes_those_before_it(valkey_server):
     assert name.encode() not in clients
 
 
+async def test_start_is_one_line_with_the_fingerprint_of_the_configuration(caplog):
+    """Whoever compares two processes compares two words; no secret has a part in it."""
+    config = Config.load({"REDIS_ENABLED": "false", "ENV": "staging", "KIS_APP_SECRET": "hidden"}, None)
+    with caplog.at_level("INFO", "aegis.runtime"):
+        async with Runtime(config, database=False):
+            pass
+    [line] = [record for record in caplog.records if record.name == "aegis.runtime"]
+    assert config.fingerprint() in line.getMessage()
+    assert (line.configuration, line.env) == (config.fingerprint(), "staging")
+
+
 async def test_redis_that_is_not_there_is_named_at_once():
     """The address and the cause, not a time-out."""
     config = Config.load({"REDIS_HOST": "127.0.0.1", "REDIS_PORT": "1"}, None)

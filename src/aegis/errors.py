@@ -11,6 +11,7 @@ and never hold a secret.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -43,16 +44,39 @@ class PortTakenError(AegisError, OSError):
 # --- config -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """One thing that is wrong with the configuration. `str()` of it is one line; no part of it holds a secret."""
+
+    variable: str  #: its name; of a line that cannot be read, where that stands
+    reason: str  #: what is wrong, and where it is not evident, what to do
+    value: str | None = None  #: the text that was found; None when it is a secret, or when there is none
+    source: str = ""  #: `environment`, `.env:12`, `file /path`, `argument`, `default`
+    kind: str = "invalid"  #: invalid, conflict, unknown, unreadable, malformed, missing
+    suggestion: str = ""  #: the name or word that was probably meant
+    against: str = ""  #: of a conflict: the other variable
+
+    def __str__(self) -> str:
+        hint = f"; did you mean {self.suggestion}?" if self.suggestion else ""
+        got = "" if self.value is None else f", got {self.value!r}"
+        source = f" (source {self.source})" if self.source else ""
+        return f"{self.variable}: {self.reason}{hint}{got}{source}"
+
+
 class ConfigError(AegisError, ValueError):
     """
     The configuration cannot be used. `problems` lists every one that was found, each a line that names its variable.
 
-    No line holds the value of a secret.
+    `details` are the same as records, for programs. No line and no record holds the value of a secret.
     """
 
-    def __init__(self, problems: Sequence[str]) -> None:
+    def __init__(self, problems: Sequence[str | ConfigProblem]) -> None:
         super().__init__(tuple(problems))
-        self.problems = tuple(problems)
+        self.problems = tuple(str(problem) for problem in problems)
+        self.details = tuple(
+            ConfigProblem(*problem.partition(": ")[::2]) if isinstance(problem, str) else problem
+            for problem in problems
+        )
 
     def __str__(self) -> str:
         count = len(self.problems)
@@ -64,7 +88,7 @@ class MissingSettingError(ConfigError):
     """A room was opened that cannot work without this variable."""
 
     def __init__(self, room: str, variable: str) -> None:
-        super().__init__((f"{variable}: not set, but {room} needs it",))
+        super().__init__((ConfigProblem(variable, f"not set, but {room} needs it", kind="missing"),))
         self.args = (room, variable)  # so that it survives pickling
         self.room, self.variable = room, variable
 

@@ -7,18 +7,22 @@ The only place where rooms are joined: opens them in order, closes them in rever
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
 from typing import Self
 
 from pydantic import SecretStr
 
+import aegis
 from aegis.config import Config
 from aegis.database import Database
 from aegis.embedded import EmbeddedPostgres, EmbeddedValkey
 from aegis.errors import ClosedError
 from aegis.http import HttpClient
 from aegis.redis import Cache, PubSub, RateLimiter, Redis
+
+logger = logging.getLogger("aegis.runtime")
 
 
 class Runtime:
@@ -62,6 +66,7 @@ class Runtime:
                 self._db = await stack.enter_async_context(Database(config.database))
             self.http = await stack.enter_async_context(HttpClient(config.http))
             self._stack = stack.pop_all()
+        self._log_opened()
         return self
 
     async def __aexit__(
@@ -69,6 +74,11 @@ class Runtime:
     ) -> None:
         self._db = None
         await self._stack.aclose()
+
+    def _log_opened(self) -> None:
+        """One line: which configuration this process runs with. Equal fingerprints mean equal configurations."""
+        fields = {"version": aegis.__version__, "configuration": self.config.fingerprint(), "env": self.config.env}
+        logger.info("aegis %(version)s runs with configuration %(configuration)s (%(env)s)", fields, extra=fields)
 
     def _start_embedded(self, servers: ExitStack) -> Config:
         """The configuration with real addresses in place of `embedded:`."""

@@ -1,19 +1,26 @@
-"""Configuration: every problem at once, by variable name, with its source and without secrets."""
+"""Configuration: what `Config.load` gives, and that everything wrong is reported at once, by variable name."""
 
 from __future__ import annotations
+
+import os
+import pickle
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegis.config import Config, RedisConfig, child_environ
-from aegis.errors import ConfigError
+from aegis.config import Config, RedisConfig, child_environ, registry
+from aegis.errors import ConfigError, ConfigProblem
+
+
+def refused(environ: dict[str, str], env_file=None) -> ConfigError:
+    with pytest.raises(ConfigError) as raised:
+        Config.load(environ, env_file)
+    return raised.value
 
 
 def problems(environ: dict[str, str], env_file=None) -> str:
-    with pytest.raises(ConfigError) as raised:
-        Config.load(environ, env_file)
-    return "\n".join(raised.value.problems)
+    return "\n".join(refused(environ, env_file).problems)
 
 
 def test_defaults_are_those_of_the_reference():
@@ -22,80 +29,137 @@ def test_defaults_are_those_of_the_reference():
     assert (config.redis.host, config.redis.port, config.redis.db, config.redis.enabled) == ("localhost", 6379, 0, True)
     assert (config.database.max_conns, config.database.min_conns) == (25, 5)
     assert (config.database.max_conn_lifetime, config.database.max_conn_idle_time) == (3600.0, 1800.0)
-    assert (config.port, config.env, config.metrics.port) == (8089, "development", 9090)
+    assert (config.port, config.env, config.metrics.port, config.metrics.enabled) == (8089, "development", 9090, False)
+    assert config.redis.password is config.database.url is config.kis.account_no is None
+
+
+REFERENCE = """
+    REDIS_HOST REDIS_PORT REDIS_PASSWORD REDIS_DB REDIS_ENABLED DB_HOST DB_PORT DB_NAME DB_USER DB_PASSWORD DATABASE_URL
+    DB_MAX_CONNS DB_MIN_CONNS DB_MAX_CONN_LIFETIME DB_MAX_CONN_IDLE_TIME KIS_APP_KEY KIS_APP_SECRET KIS_ACCOUNT_NO
+    KIS_BASE_URL KIS_IS_VIRTUAL KIS_HTS_ID DART_API_KEY DART_BASE_URL NAVER_BASE_URL NAVER_CLIENT_ID NAVER_CLIENT_SECRET
+    LOG_LEVEL LOG_FORMAT METRICS_ENABLED METRICS_PORT PORT ENV
+""".split()  # noqa: SIM905 - a list of words
+
+
+def test_every_variable_of_the_reference_is_there_and_every_other_is_in_a_family():
+    """Names are a contract; a new one outside the families could not be checked for slips."""
+    names = [variable.name for variable in registry()]
+    assert set(REFERENCE) <= set(names)
+    assert len(set(names)) == len(names)
+    families = ("REDIS_", "DB_", "DATABASE_", "HTTP_", "KIS_", "DART_", "NAVER_", "LOG_", "METRICS_", "AEGIS_")
+    assert {name for name in names if not name.startswith(families)} == {"PORT", "ENV"}
+
+
+@pytest.mark.parametrize("variable", registry(), ids=lambda variable: variable.name)
+def test_every_variable_says_what_it_is(variable):
+    """A meaning without a full stop, a kind, and what holds a secret is one."""
+    assert variable.meaning
+    assert not variable.meaning.endswith(".")
+    assert variable.kind.name
+    assert variable.secret == variable.name.endswith(("PASSWORD", "SECRET", "APP_KEY", "API_KEY", "DATABASE_URL",
+                                                      "REDIS_URL", "REPLICA_URL", "_TOKEN"))  # fmt: skip
 
 
 def test_every_problem_is_reported_at_once_by_variable_name():
-    """Different sections, different kinds, one report."""
-    found = problems(
+    """Different sections, different kinds, one sorted report."""
+    found = refused(
         {
             "REDIS_PORT": "1e3",
+            "REDIS_URL": "http://x",
             "DB_MAX_CONN_LIFETIME": "30",
+            "DB_MIN_CONNS": "9",
+            "DB_MAX_CONNS": "3",
             "KIS_APP_SECRETT": "x",
+            "KIS_APP_KEY_FILE": "/nowhere",
             "LOG_LEVEL": "loud",
             "ENV": "prod",
             "KIS_IS_VIRTUAL": "maybe",
         }
     )
-    for name in ("REDIS_PORT", "DB_MAX_CONN_LIFETIME", "LOG_LEVEL", "ENV", "KIS_IS_VIRTUAL"):
-        assert f"{name}: " in found
-    assert "KIS_APP_SECRETT: unknown variable; did you mean KIS_APP_SECRET?" in found
-    assert "got '1e3' (source environment)" in found
+    names = [problem.variable for problem in found.details]
+    assert names == sorted(names) == [
+        "DB_MAX_CONN_LIFETIME", "DB_MIN_CONNS", "ENV", "KIS_APP_KEY_FILE", "KIS_APP_SECRETT", "KIS_IS_VIRTUAL",
+        "LOG_LEVEL", "REDIS_PORT", "REDIS_URL",
+    ]  # fmt: skip
+    text = str(found)
+    assert text.startswith("9 problems in the configuration:")
+    assert "KIS_APP_SECRETT: unknown variable; did you mean KIS_APP_SECRET? (source environment)" in text
+    assert "REDIS_PORT: expected a whole number in plain digits, got '1e3' (source environment)" in text
+    assert "ENV: must be development, staging or production; did you mean production?, got 'prod'" in text
+    assert "did you mean 30s?" in text
 
 
-def test_env_file_is_read_below_the_environment_and_names_its_line(tmp_path):
-    """The environment wins; a problem in the file names the line."""
-    file = tmp_path / ".env"
-    file.write_text("REDIS_HOST=from-file\nPORT=8090\nFOREIGN=1\nREDIS_DB=x\n")
-    assert f"REDIS_DB: expected a whole number in plain digits, got 'x' (source {file}:4)" in problems({}, file)
-    file.write_text("REDIS_HOST=from-file\nPORT=8090\nFOREIGN=1\n")
-    config = Config.load({"REDIS_HOST": "from-environment"}, file)
-    assert (config.redis.host, config.port) == ("from-environment", 8090)
-
-
-def test_secret_from_a_file(tmp_path):
-    """One newline is stripped; both at once is a conflict; an unreadable file is named."""
-    file = tmp_path / "secret"
-    file.write_text("s3cret\n")
-    config = Config.load({"KIS_APP_SECRET_FILE": str(file)}, None)
-    assert config.kis.app_secret.get_secret_value() == "s3cret"
-    assert "KIS_APP_SECRET: set together with" in problems({"KIS_APP_SECRET_FILE": str(file), "KIS_APP_SECRET": "x"})
-    assert "KIS_APP_KEY_FILE: cannot read" in problems({"KIS_APP_KEY_FILE": str(tmp_path / "absent")})
-
-
-def test_url_spells_out_the_parts_and_may_not_contradict_them():
-    """Readers look at one place; a contradiction names both variables and never the password."""
-    redis = Config.load({"REDIS_URL": "rediss://me:p%40ss@cache:7000/3"}, None).redis
-    assert (redis.host, redis.port, redis.db, redis.tls, redis.username) == ("cache", 7000, 3, True, "me")
-    assert redis.password.get_secret_value() == "p@ss"
-    assert RedisConfig(url="unix:///run/valkey.sock?db=2").socket == "/run/valkey.sock"
-    found = problems({"REDIS_URL": "redis://:hidden-one@h/0", "REDIS_PASSWORD": "hidden-two"})
-    assert "REDIS_URL and REDIS_PASSWORD contradict each other" in found
-    assert "hidden" not in found
+def test_problems_are_records_for_programs_and_survive_pickling():
+    """Name, reason, value, source, kind and suggestion; the same after a trip between processes."""
+    found = refused({"REDIS_HOSTT": "x", "REDIS_DB": "-1"})
+    by_name = {problem.variable: problem for problem in found.details}
+    assert by_name["REDIS_HOSTT"].kind == "unknown"
+    assert by_name["REDIS_HOSTT"].suggestion == "REDIS_HOST"
+    assert (by_name["REDIS_DB"].value, by_name["REDIS_DB"].source) == ("-1", "environment")
+    again = pickle.loads(pickle.dumps(found))
+    assert (again.problems, again.details) == (found.problems, found.details)
+    assert ConfigError(["A: wrong"]).details == (ConfigProblem("A", "wrong"),)
 
 
 def test_identifiers_stay_text_and_empty_means_unset():
-    """Leading zeros survive; an empty value is the default."""
+    """Leading zeros survive; an empty value is the default, in the environment and in a file."""
     config = Config.load({"KIS_ACCOUNT_NO": "00123456-01", "REDIS_HOST": "", "KIS_APP_KEY": ""}, None)
     assert config.kis.account_no == "00123456-01"
     assert config.redis.host == "localhost"
     assert config.kis.app_key is None
+    assert Config.load({"KIS_HTS_ID": "005930", "KIS_ACCOUNT_NO": "12345678"}, None).kis.account_no == "12345678"
 
 
-def test_paper_trading_has_its_own_host():
-    """Unless the host is named."""
-    assert "openapivts" in Config.load({"KIS_IS_VIRTUAL": "true"}, None).kis.base_url
-    assert "openapivts" not in Config.load({}, None).kis.base_url
-    assert Config.load({"KIS_IS_VIRTUAL": "true", "KIS_BASE_URL": "http://x"}, None).kis.base_url == "http://x"
+@pytest.mark.parametrize("level", ["DEBUG", "Debug", "debug"])
+def test_level_names_are_read_in_any_case(level):
+    """As people write them."""
+    assert Config.load({"LOG_LEVEL": level, "LOG_FORMAT": "JSON", "ENV": "Production"}, None).log.level == "debug"
 
 
-@given(secret=st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=8, max_size=30))
-def test_secrets_are_never_shown(secret):
-    """Not in the repr, not in an error, whatever else is wrong."""
+def test_configuration_cannot_be_changed():
+    """Frozen, every part of it; a misspelled field is an error, too."""
+    config = Config.load({}, None)
+    with pytest.raises(ValueError, match="frozen"):
+        config.redis.port = 1
+    with pytest.raises(ValueError, match="frozen"):
+        config.env = "production"
+    with pytest.raises(ValueError, match="Extra inputs"):
+        RedisConfig(hostt="x")
+
+
+def test_the_environment_of_the_process_is_the_default(monkeypatch, tmp_path):
+    """`Config.load()` reads `os.environ` and `.env` of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name in {variable.name for variable in registry()}]:
+        monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text("REDIS_DB=3\nPORT=8090\n")
+    monkeypatch.setenv("PORT", "8091")
+    config = Config.load()
+    assert (config.redis.db, config.port) == (3, 8091)
+
+
+SECRETS = [variable.name for variable in registry() if variable.secret]
+
+
+@given(
+    secret=st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=8, max_size=30),
+    bad=st.sampled_from(["@", "/", "?", "#", ":", "%", " ", "\n", "://", "[", ""]),
+)
+def test_secrets_are_never_shown(secret, bad):
+    """Not in the repr, not in an error, whatever is wrong beside them or with them."""
     secret = f"zq{secret}"
-    environ = {"KIS_APP_KEY": secret, "KIS_APP_SECRET": secret, "REDIS_PASSWORD": secret, "DART_API_KEY": secret}
-    assert secret not in repr(Config.load(environ, None))
-    assert secret not in problems({**environ, "REDIS_PORT": "bad", "REDIS_URL": f"redis://:{secret}1@h:1/x"})
+    plain = {name: secret for name in SECRETS if not name.endswith("URL")}
+    assert secret not in repr(Config.load(plain, None))
+    wrong = {
+        "REDIS_PORT": "bad",
+        "KIS_BASE_URL": f"http://me:{secret}@host",
+        **dict.fromkeys(SECRETS, f"{bad}{secret}{bad}"),
+        "REDIS_URL": f"redis://:{secret}{bad}{secret}@h:1/x",
+        "DATABASE_URL": f"postgresql://me:{secret}{bad}{secret}@h:1/x?y{secret}=1",
+    }
+    found = refused(wrong)
+    assert secret not in str(found)
+    assert secret not in repr(found.details)
 
 
 def test_children_get_only_what_they_are_given():

@@ -105,8 +105,8 @@ def test_the_configuration_reads_the_same_parts_from_the_url():
 @pytest.mark.parametrize(
     ("environ", "problem"),
     [
-        ({"DATABASE_URL": "postgresql://u:hunter2@h/d", "DB_HOST": "other"}, "DB_HOST contradict"),
-        ({"DATABASE_URL": "postgresql://u:hunter2@h/d", "DB_PASSWORD": "x"}, "DB_PASSWORD contradict"),
+        ({"DATABASE_URL": "postgresql://u:hunter2@h/d", "DB_HOST": "other"}, "DB_HOST: contradicts DATABASE_URL"),
+        ({"DATABASE_URL": "postgresql://u:hunter2@h/d", "DB_PASSWORD": "x"}, "DB_PASSWORD: contradicts DATABASE_URL"),
         ({"DATABASE_URL": "postgresql://u:hunter2%@h/d"}, "DATABASE_URL"),
         ({"DATABASE_URL": "postgresql://h/d", "DATABASE_REPLICA_URL": "nonsense"}, "DATABASE_REPLICA_URL"),
     ],

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from aegis.config._load import FAMILIES
+from aegis.config.registry import variables
+
 
 def child_environ(settings: Mapping[str, str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """
@@ -13,9 +16,7 @@ def child_environ(settings: Mapping[str, str], environ: Mapping[str, str] | None
     Everything foreign (PATH, LANG, proxies, ...) is passed on; variables of ours are not, so that a `REDIS_URL` of the
     user's shell cannot lead a demo to the user's server.
     """
-    from aegis.config._load import FAMILIES, known_variables  # noqa: PLC0415 - the loader imports the sections
-
     inherited = os.environ if environ is None else environ
-    ours = known_variables()
+    ours = variables()
     kept = {name: value for name, value in inherited.items() if name not in ours and not name.startswith(FAMILIES)}
     return {**kept, **settings}

@@ -8,12 +8,14 @@ unix socket, and of duplicate parameters the last wins. Errors never repeat the 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 DEFAULT_PORT = 5432
+_TYPO_CUTOFF = 0.8  #: what is so close to a known name is a slip, and no password
 _SCHEMES = ("postgresql://", "postgres://")
 _TLS = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "sslnegotiation"})
 #: libpq's, without an effect here: the driver speaks UTF-8, keeps TCP alive by itself, and has no GSS encryption.
@@ -120,8 +122,10 @@ def _parameters(query: str) -> dict[str, str]:
         if name == "ssl" and value == "true":  # the JDBC way, which libpq accepts
             name, value = "sslmode", "require"
         if name not in _KNOWN | _TLS | _IGNORED:
-            shown = repr(name) if re.fullmatch("[a-z_]{1,40}", name) else "(not shown, it may be part of a password)"
-            raise ValueError(f"unknown parameter {shown}")
+            nearest = difflib.get_close_matches(name, _KNOWN | _TLS, n=1, cutoff=_TYPO_CUTOFF)
+            if nearest:
+                raise ValueError(f"unknown parameter {name!r}; did you mean {nearest[0]}?")
+            raise ValueError("unknown parameter (not shown: it may be part of a password; write a ? in one as %3F)")
         if name not in _IGNORED:
             given[name] = _decoded(value)
     attrs = given.get("target_session_attrs", "any")

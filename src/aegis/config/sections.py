@@ -7,44 +7,39 @@ Times are seconds, sizes are bytes; in the environment they carry a unit (`30s`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from aegis.config._postgres import parse_postgres_url
-from aegis.config._types import Duration, Int, Port, PositiveDuration, PositiveInt, Size, Switch
+from aegis.config._redis_url import redis_parts
+from aegis.config._section import Addressed, Section, conflict, var
+from aegis.config._types import (
+    AnyCase,
+    BaseUrl,
+    Duration,
+    Int,
+    Names,
+    Port,
+    PositiveDuration,
+    PositiveInt,
+    Size,
+    Switch,
+    parse_switch,
+    write_duration,
+)
+from aegis.errors import ConfigProblem
+
+if TYPE_CHECKING:
+    from aegis.config._compare import Reload
 
 REAL_KIS_URL = "https://openapi.koreainvestment.com:9443"
 PAPER_KIS_URL = "https://openapivts.koreainvestment.com:29443"
 
 
-def var(default: Any, meaning: str, *, name: str = "", example: str = "") -> Any:
-    """One variable: its default, its meaning, and where the prefix rule does not give it, its name."""
-    extra: dict[str, Any] = {"variable": name, "example": example}
-    return Field(default, description=meaning, validate_default=True, json_schema_extra=extra)
-
-
-class Section(BaseModel):
-    """The variables of one component. Frozen; an unknown field is an error; errors never show an input."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-    prefix: ClassVar[str] = ""
-
-    @classmethod
-    def variables(cls) -> Mapping[str, str]:
-        """Field name to variable name, in the order of the registry."""
-        names: dict[str, str] = {}
-        for field, info in cls.model_fields.items():
-            extra = info.json_schema_extra
-            named = extra.get("variable") if isinstance(extra, dict) else None
-            names[field] = str(named) if named else cls.prefix + field.upper()
-        return names
-
-
-class RedisConfig(Section):
+class RedisConfig(Addressed):
     """The Redis or Valkey server that all processes share."""
 
     prefix = "REDIS_"
@@ -73,32 +68,21 @@ class RedisConfig(Section):
     max_in_flight_bytes: Size = var(64 * 1024 * 1024, "most bytes of commands in flight; further callers wait")
     max_reply_bytes: Size = var(512 * 1024 * 1024, "largest reply accepted; a larger one closes the connection")
 
-    @model_validator(mode="before")
     @classmethod
-    def _parts_from_url(cls, values: Any) -> Any:
-        """Spell `url` out into the parts, so that readers of this record look at one place."""
-        if not isinstance(values, Mapping) or not values.get("url"):
-            return values
-        url = values["url"]
-        parts = redis_parts(url.get_secret_value() if isinstance(url, SecretStr) else str(url))
-        for field, value in parts.items():
-            given = values.get(field)
-            given = given.get_secret_value() if isinstance(given, SecretStr) else given
-            if given is not None and str(given).lower() != str(value).lower():
-                shown = "" if field == "password" else f" ({given} against {value})"
-                raise ValueError(f"REDIS_URL and REDIS_{field.upper()} contradict each other{shown}; set only one")
-        return {**values, **parts}
+    def spelled(cls, url: str) -> dict[str, Any]:
+        """See `_redis_url.py`."""
+        return redis_parts(url)
 
-    @model_validator(mode="after")
-    def _pairs(self) -> Self:
+    def conflicts(self) -> Iterator[ConfigProblem]:
+        """A socket or a host, and the two halves of a client certificate."""
+        yield from super().conflicts()
+        if self.socket is not None:
+            for field in sorted({"host", "port"} & self.model_fields_set):
+                yield conflict(f"REDIS_{field.upper()}", "REDIS_SOCKET", "a unix socket has neither host nor port")
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            raise ValueError("REDIS_TLS_CERT_FILE and REDIS_TLS_KEY_FILE go together; set both or none")
-        return self
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the runtime shall start a server of its own."""
-        return self.url is not None and self.url.get_secret_value() == "embedded:"
+            one, other = "REDIS_TLS_CERT_FILE", "REDIS_TLS_KEY_FILE"
+            given, missing = (one, other) if self.tls_key_file is None else (other, one)
+            yield conflict(given, missing, f"needs {missing} as well; set both or none")
 
     @property
     def address(self) -> str:
@@ -106,41 +90,7 @@ class RedisConfig(Section):
         return f"unix:{self.socket}" if self.socket else f"{self.host}:{self.port}"
 
 
-def redis_parts(url: str) -> dict[str, Any]:
-    """The fields that a Redis URL spells out. Raises ValueError without repeating the URL: it may hold a password."""
-    if url == "embedded:":
-        return {}
-    try:
-        split = urlsplit(url)
-        port = split.port
-    except ValueError:
-        raise ValueError("not a URL that can be read; expected redis://host:port/db") from None
-    if split.scheme not in {"redis", "rediss", "unix"}:
-        raise ValueError(f"scheme {split.scheme!r} is none of redis, rediss, unix, embedded")
-    parts: dict[str, Any] = {}
-    if split.username:
-        parts["username"] = unquote(split.username)
-    if split.password:
-        parts["password"] = unquote(split.password)
-    query = dict(pair.partition("=")[::2] for pair in split.query.split("&") if pair)
-    database = query.pop("db", None)
-    if query:
-        raise ValueError(f"unknown option {min(query)!r}; only db= is known")
-    if split.scheme == "unix":
-        parts["socket"] = unquote(split.path)
-    else:
-        parts["tls"] = split.scheme == "rediss"
-        parts["host"] = split.hostname or "localhost"
-        parts["port"] = port or 6379
-        database = database or split.path.strip("/") or None
-    if database is not None:
-        if not database.isdigit():
-            raise ValueError(f"database {database!r} is not a number")
-        parts["db"] = int(database)
-    return parts
-
-
-class DatabaseConfig(Section):
+class DatabaseConfig(Addressed):
     """The PostgreSQL server and the bounds of the pool."""
 
     prefix = "DB_"
@@ -185,57 +135,33 @@ class DatabaseConfig(Section):
         "changed", "changed: reset a session whose statements changed it; always: after every use (one round trip)"
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _parts_from_url(cls, values: Any) -> Any:
-        """Spell `url` out into the parts, so that readers of this record look at one place."""
-        if not isinstance(values, Mapping):
-            return values
-        if values.get("replica_url"):
-            _spelled("DATABASE_REPLICA_URL", values["replica_url"])
-        if not values.get("url"):
-            return values
-        parts = _spelled("DATABASE_URL", values["url"])
-        for field, value in parts.items():
-            given = values.get(field)
-            given = given.get_secret_value() if isinstance(given, SecretStr) else given
-            if given is not None and str(given).lower() != str(value).lower():
-                shown = "" if field == "password" else f" ({given} against {value})"
-                raise ValueError(f"DATABASE_URL and DB_{field.upper()} contradict each other{shown}; set only one")
-        return {**values, **parts}
-
-    @model_validator(mode="after")
-    def _sizes(self) -> Self:
-        if self.min_conns > self.max_conns:
-            raise ValueError(f"DB_MIN_CONNS={self.min_conns} is above DB_MAX_CONNS={self.max_conns}")
-        return self
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the runtime shall start a server of its own."""
-        return self.url is not None and self.url.get_secret_value() == "embedded:"
-
-
-def _spelled(variable: str, url: str | SecretStr) -> dict[str, Any]:
-    """The fields that a PostgreSQL URL spells out."""
-    text = url.get_secret_value() if isinstance(url, SecretStr) else str(url)
-    if text == "embedded:":
-        return {}
-    try:
-        parsed = parse_postgres_url(text)
-    except ValueError as exc:
-        raise ValueError(f"{variable}: {exc}") from None
-    parts: dict[str, Any] = {"user": parsed.user, "password": parsed.password, "name": parsed.database}
-    if parsed.hosts:
-        parts |= {"host": ",".join(host for host, _ in parsed.hosts), "port": parsed.hosts[0][1]}
-    for name in ("application_name", "target_session_attrs", "pgbouncer"):
-        parts[name] = parsed.options.get(name)
-    seconds = parsed.options.get("connect_timeout")
-    if seconds is not None:
-        if not seconds.isdigit():
-            raise ValueError(f"{variable}: connect_timeout={seconds!r} is not a whole number of seconds")
+    def spelled(cls, url: str) -> dict[str, Any]:
+        """As libpq reads it."""
+        parsed = parse_postgres_url(url)
+        parts: dict[str, Any] = {"user": parsed.user, "password": parsed.password, "name": parsed.database}
+        if parsed.hosts:
+            parts |= {"host": ",".join(host for host, _ in parsed.hosts), "port": parsed.hosts[0][1]}
+        for name in ("application_name", "target_session_attrs"):
+            parts[name] = parsed.options.get(name)
+        if "pgbouncer" in parsed.options:
+            parts["pgbouncer"] = parse_switch(parsed.options["pgbouncer"])
+        seconds = parsed.options.get("connect_timeout", "0")
+        if not (seconds.isascii() and seconds.isdigit()):
+            raise ValueError(f"connect_timeout={seconds!r} is not a whole number of seconds")
         parts["connect_timeout"] = float(seconds) or None
-    return {field: value for field, value in parts.items() if value is not None}
+        return {field: value for field, value in parts.items() if value is not None}
+
+    @field_validator("replica_url")
+    @classmethod
+    def _can_be_spelled_too(cls, url: SecretStr | None) -> SecretStr | None:
+        return cls.checked(url)
+
+    def conflicts(self) -> Iterator[ConfigProblem]:
+        """The bounds of the pool."""
+        yield from super().conflicts()
+        if self.min_conns > self.max_conns:
+            yield conflict("DB_MIN_CONNS", "DB_MAX_CONNS", f"{self.min_conns} is above DB_MAX_CONNS={self.max_conns}")
 
 
 class HttpConfig(Section):
@@ -251,18 +177,16 @@ class HttpConfig(Section):
     max_body: Size = var(16 * 1024 * 1024, "largest body accepted, on the wire and decoded")
     proxy_from_env: Switch = var(False, "honour HTTP_PROXY, HTTPS_PROXY and NO_PROXY")
 
-    @model_validator(mode="after")
-    def _nested(self) -> Self:
-        if self.attempt_timeout > self.timeout:
-            raise ValueError(
-                f"HTTP_ATTEMPT_TIMEOUT={self.attempt_timeout}s is longer than HTTP_TIMEOUT={self.timeout}s"
-            )
-        if self.connect_timeout > self.attempt_timeout:
-            raise ValueError(
-                f"HTTP_CONNECT_TIMEOUT={self.connect_timeout}s is longer than "
-                f"HTTP_ATTEMPT_TIMEOUT={self.attempt_timeout}s"
-            )
-        return self
+    def conflicts(self) -> Iterator[ConfigProblem]:
+        """Each timeout fits into the one around it."""
+        for inner, outer in (("attempt_timeout", "timeout"), ("connect_timeout", "attempt_timeout")):
+            if getattr(self, inner) > getattr(self, outer):
+                bound = f"HTTP_{outer.upper()}={write_duration(getattr(self, outer))}"
+                yield conflict(
+                    f"HTTP_{inner.upper()}",
+                    f"HTTP_{outer.upper()}",
+                    f"{write_duration(getattr(self, inner))} is longer than {bound}",
+                )
 
 
 class KisConfig(Section):
@@ -274,16 +198,26 @@ class KisConfig(Section):
     app_secret: SecretStr | None = var(None, "app secret")
     account_no: str | None = var(None, "account number, as text", example="00123456-01")
     is_virtual: Switch = var(False, "paper trading (모의투자): another host and lower quotas")
-    base_url: str = var("", "host of the API; unset means the real or the paper one, as KIS_IS_VIRTUAL says")
+    base_url: BaseUrl = var("", "host of the API; unset means the real or the paper one, as KIS_IS_VIRTUAL says")
     hts_id: str | None = var(None, "HTS user id")
 
     @model_validator(mode="before")
     @classmethod
     def _host_by_kind(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and not values.get("base_url"):
-            paper = str(values.get("is_virtual", False)).strip().lower() in {"true", "yes", "on", "1"}
-            return {**values, "base_url": PAPER_KIS_URL if paper else REAL_KIS_URL}
-        return values
+        if not isinstance(values, Mapping) or values.get("base_url"):
+            return values
+        try:
+            paper = parse_switch(values.get("is_virtual", False)) is True
+        except ValueError:
+            paper = False  # reported as the variable's own problem
+        return {**values, "base_url": PAPER_KIS_URL if paper else REAL_KIS_URL}
+
+    def conflicts(self) -> Iterator[ConfigProblem]:
+        """Paper trading never speaks to the real host, nor the other way round: orders would be real, or none."""
+        if self.base_url == (REAL_KIS_URL if self.is_virtual else PAPER_KIS_URL):
+            kind, host = ("true", "real") if self.is_virtual else ("false", "paper")
+            reason = f"KIS_BASE_URL is the {host} host, but KIS_IS_VIRTUAL is {kind}; leave KIS_BASE_URL unset"
+            yield conflict("KIS_BASE_URL", "KIS_IS_VIRTUAL", reason)
 
 
 class DartConfig(Section):
@@ -292,7 +226,7 @@ class DartConfig(Section):
     prefix = "DART_"
 
     api_key: SecretStr | None = var(None, "API key (crtfc_key)")
-    base_url: str = var("https://opendart.fss.or.kr", "host of the API")
+    base_url: BaseUrl = var("https://opendart.fss.or.kr", "host of the API")
 
 
 class NaverConfig(Section):
@@ -300,14 +234,10 @@ class NaverConfig(Section):
 
     prefix = "NAVER_"
 
-    base_url: str = var("https://polling.finance.naver.com", "host of the real-time quotes")
-    chart_url: str = var("https://fchart.stock.naver.com", "host of the daily charts")
+    base_url: BaseUrl = var("https://polling.finance.naver.com", "host of the real-time quotes")
+    chart_url: BaseUrl = var("https://fchart.stock.naver.com", "host of the daily charts")
     client_id: str | None = var(None, "client id of Naver's open API")
     client_secret: SecretStr | None = var(None, "client secret of Naver's open API")
-
-
-def _lower(value: Any) -> Any:
-    return value.strip().lower() if isinstance(value, str) else value
 
 
 class LogConfig(Section):
@@ -315,10 +245,12 @@ class LogConfig(Section):
 
     prefix = "LOG_"
 
-    level: Annotated[Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)] = var(
-        "info", "lowest level that is written"
+    level: Annotated[Literal["debug", "info", "warning", "error", "critical"], AnyCase] = var(
+        "info", "lowest level that is written", live=True
     )
-    format: Annotated[Literal["json", "console"], BeforeValidator(_lower)] = var("console", "json or console")
+    format: Annotated[Literal["json", "console"], AnyCase] = var(
+        "console", "one JSON object a line, or lines for people", live=True
+    )
 
 
 class MetricsConfig(Section):
@@ -342,19 +274,57 @@ class Config(Section):
     log: LogConfig = Field(default_factory=LogConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
     key_prefix: str = var("aegis", "prefix of every key that aegis writes", name="AEGIS_PREFIX")
+    ignore: Names = var(
+        (), "names of our families that belong to other programs; * and ? are wildcards", name="AEGIS_IGNORE"
+    )
     port: Port = var(8089, "TCP port of the dashboard", name="PORT")
-    env: Annotated[Literal["development", "staging", "production"], BeforeValidator(_lower)] = var(
+    env: Annotated[Literal["development", "staging", "production"], AnyCase] = var(
         "development", "development, staging or production", name="ENV"
     )
 
     @classmethod
-    def load(cls, environ: Mapping[str, str] | None = None, env_file: str | Path | None = ".env") -> Config:
+    def load(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        env_file: str | Path | None = ".env",
+        *,
+        overrides: Mapping[str, str] | None = None,
+    ) -> Config:
         """
-        Read the environment and `env_file` (absent is fine), check everything, and return one frozen object.
+        Read the environment and `env_file`, check everything, and return one frozen object.
+
+        `overrides` are variables, too, and win over both. A `.env` that does not exist is fine; a file of another name
+        that does not exist is an error. What is doubtful but not wrong is logged as a warning of `aegis.config`.
 
         Raises:
             ConfigError: names every variable that is wrong, its source and the remedy; never a secret.
         """
         from aegis.config._load import load_config  # noqa: PLC0415 - the loader walks this registry
 
-        return load_config(environ, env_file)
+        return load_config(environ, env_file, overrides)
+
+    def fingerprint(self) -> str:
+        """12 hexadecimal digits over every value that is no secret: equal for processes that are configured alike."""
+        from aegis.config._compare import fingerprint  # noqa: PLC0415
+
+        return fingerprint(self)
+
+    def reload(
+        self,
+        environ: Mapping[str, str] | None = None,
+        env_file: str | Path | None = ".env",
+        *,
+        overrides: Mapping[str, str] | None = None,
+    ) -> Reload:
+        """
+        Read everything again and say what differs; this object does not change.
+
+        The result's `config` has taken over the variables that can change while a process runs, and those alone; for
+        the others its `waiting` says which of them need a restart.
+
+        Raises:
+            ConfigError: as `load`; go on with what you have.
+        """
+        from aegis.config._compare import compare  # noqa: PLC0415
+
+        return compare(self, Config.load(environ, env_file, overrides=overrides))
