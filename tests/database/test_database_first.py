@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 import pytest
 
 from aegis.config import DatabaseConfig
-from aegis.database import MIGRATIONS, Database, UpsertResult
+from aegis.database import MIGRATIONS, Database
 from aegis.embedded import EmbeddedPostgres
 from aegis.errors import (
     CommitOutcomeUnknownError,
@@ -20,66 +17,11 @@ from aegis.errors import (
     PoolFullError,
     PoolTimeoutError,
     QueryError,
-    RowShapeError,
 )
 
 
 def config_of(server: EmbeddedPostgres, **more) -> DatabaseConfig:
     return DatabaseConfig(url=server.url, **{"min_conns": 1, "max_conns": 3, **more})
-
-
-@pytest.fixture
-async def db(postgres_server) -> AsyncIterator[Database]:
-    async with Database(config_of(postgres_server)) as database:
-        await database.execute("drop schema public cascade")
-        await database.execute("create schema public")
-        yield database
-
-
-@dataclass
-class Bar:
-    code: str
-    date: dt.date
-    close: int | None
-
-
-async def bars(db: Database) -> None:
-    await db.execute("create table bars (code text, date date, close bigint, primary key (code, date))")
-
-
-DAY = dt.date(2026, 1, 2)
-
-
-async def test_upsert_counts_are_exact_and_the_last_duplicate_wins(db):
-    """Inserted, updated and unchanged count distinct keys; a duplicate inside the batch counts once."""
-    await bars(db)
-    key = ("code", "date")
-    first = [Bar("a", DAY, 1), Bar("b", DAY, None), Bar("a", DAY, 2)]
-    assert await db.upsert("bars", first, key) == UpsertResult(2, 0, 0)
-    second = [{"code": "a", "date": DAY, "close": 2}, {"code": "b", "date": DAY, "close": 5}]
-    assert await db.upsert("bars", second, key) == UpsertResult(0, 1, 1)
-    assert await db.upsert("bars", iter([("c", DAY)]), key, columns=key) == UpsertResult(1, 0, 0)
-    assert await db.upsert("bars", [], key) == UpsertResult(0, 0, 0)
-    rows = await db.fetch("select * from bars order by code", type=Bar)
-    assert rows == [Bar("a", DAY, 2), Bar("b", DAY, 5), Bar("c", DAY, None)]
-
-
-async def test_opposite_key_orders_do_not_deadlock(db):
-    """Two writers of the same keys in opposite order both finish."""
-    await bars(db)
-    rows = [Bar(f"{n:04}", DAY, n) for n in range(500)]
-    for step in range(5):
-        moved = [Bar(r.code, r.date, n * 10 + step) for n, r in enumerate(rows)]
-        await asyncio.gather(
-            db.upsert("bars", moved, ("code", "date")), db.upsert("bars", moved[::-1], ("code", "date"))
-        )
-    assert await db.fetch_value("select count(*) from bars") == 500
-
-
-async def test_columns_that_do_not_fit_are_named(db):
-    """A missing and an extra column are both in the error."""
-    with pytest.raises(RowShapeError, match=r"missing \['date', 'close'\], extra \['x'\]"):
-        await db.fetch_one("select 'a' as code, 1 as x", type=Bar)
 
 
 async def test_a_refused_statement_leaves_the_connection_usable(db):
@@ -222,14 +164,15 @@ async def test_transactions_roll_back_and_run_tx_repeats(db):
             await tx.execute("update n set v = 99")
             raise ZeroDivisionError
     runs = 0
+    both_have_read = asyncio.Barrier(2)
 
     async def increment(tx) -> None:
         nonlocal runs
         runs += 1
+        first = runs <= 2
         value = await tx.fetch_value("select v from n")
-        if runs <= 2:
-            while runs < 2:
-                await asyncio.sleep(0.001)
+        if first:
+            await both_have_read.wait()
         await tx.execute("update n set v = $1", value + 1)
 
     await asyncio.gather(db.run_tx(increment), db.run_tx(increment))

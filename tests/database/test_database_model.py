@@ -115,11 +115,12 @@ class PoolModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
+        self.loop.time = lambda: 0.0  # no timer fires by itself: time is a step like any other
         self.driver = Steps()
         config = DatabaseConfig(
             max_conns=MAX, min_conns=MIN, max_waiting=WAITING, acquire_timeout=1e6, max_conn_idle_time=1e6
         )
-        self.pool = Watched(config, self.driver)
+        self.pool = Watched(config, self.driver, clock=lambda: 1000.0)
         self.borrowers: list[Borrower] = []
         self.count = 0
         self.pool._open = True

@@ -101,9 +101,9 @@ class AsyncpgDriver:
         settings = {"application_name": config.application_name}
         if not config.pgbouncer:  # it refuses settings that it cannot keep for each client
             settings |= {
-                "statement_timeout": _ms(config.statement_timeout),
-                "lock_timeout": _ms(config.lock_timeout),
-                "idle_in_transaction_session_timeout": _ms(config.idle_in_transaction_timeout),
+                "statement_timeout": milliseconds(config.statement_timeout),
+                "lock_timeout": milliseconds(config.lock_timeout),
+                "idle_in_transaction_session_timeout": milliseconds(config.idle_in_transaction_timeout),
                 **self.optional,
             }
             if "options" in wanted.options:
@@ -155,7 +155,8 @@ def wanted_of(config: DatabaseConfig) -> PostgresUrl:
     return PostgresUrl(hosts, config.user, password, config.name)
 
 
-def _ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """A duration as the server's settings take it; 0 stays no bound."""
     return str(round(seconds * 1000))
 
 

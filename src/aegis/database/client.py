@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,16 @@ from pydantic import SecretStr
 
 from aegis.backoff import Backoff
 from aegis.config import DatabaseConfig, parse_postgres_url
-from aegis.database import bulk
 from aegis.database import migrate as migrations
 from aegis.database._driver import Conn
+from aegis.database._feed import Feed
 from aegis.database._lease import Lease, PoolStats
 from aegis.database._session import Trace, trace_of
 from aegis.database._site import stack
 from aegis.database.pool import Pool
-from aegis.database.transaction import Isolation, Queries, Transaction
+from aegis.database.queries import Queries
+from aegis.database.stream import Sink
+from aegis.database.transaction import Isolation, Transaction
 from aegis.errors import DatabaseError, QueryError
 
 T = TypeVar("T")
@@ -102,6 +104,18 @@ class Database(Queries):
             self._pool.release(lease)
 
     @asynccontextmanager
+    async def _conn(self, sql: str = "") -> AsyncIterator[Conn]:
+        async with self._lease() as lease:
+            lease.trace = trace_of(sql)
+            with self._pool.errors_of(lease):
+                yield lease.conn
+
+    @asynccontextmanager
+    async def _tx_conn(self, sql: str = "", source: Feed | Sink | None = None) -> AsyncIterator[Conn]:
+        async with self.transaction() as tx, tx._tx_conn(sql, source) as conn:  # noqa: SLF001 - the same method
+            yield conn
+
+    @asynccontextmanager
     async def raw(self) -> AsyncIterator[Conn]:
         """
         The asyncpg connection itself, for what is not offered here. Its session is reset when the block ends.
@@ -147,36 +161,17 @@ class Database(Queries):
         async with self.transaction(isolation=isolation) as tx:
             return await fn(tx)
 
-    async def upsert(
-        self, table: str, rows: Iterable[Any], key: Sequence[str], *, columns: Sequence[str] | None = None
-    ) -> bulk.UpsertResult:
-        """
-        Insert or update `rows` by `key` (which needs a unique index), in one transaction, through binary COPY.
-
-        Rows are mappings, dataclasses, structs, or tuples with `columns`. Of duplicates the last wins and counts once.
-        """
-        async with self.transaction() as tx:
-            return await tx.upsert(table, rows, key, columns=columns)
-
     async def migrate(self, path: str | Path = migrations.MIGRATIONS, *, lock_timeout_s: float = 60.0) -> list[str]:
         """Apply the pending files of a directory; returns their names. Safe from many processes at once."""
         async with self._lease() as lease:
             lease.trace = Trace.RESET
-            return await self._guarded(lease, migrations.migrate(lease.conn, path, lock_timeout_s))
+            with self._pool.errors_of(lease):
+                return await migrations.migrate(lease.conn, path, lock_timeout_s)
 
     async def migration_status(self, path: str | Path = migrations.MIGRATIONS) -> list[migrations.Migration]:
         """Every file and whether it is applied."""
-        async with self._lease() as lease:
-            return await self._guarded(lease, migrations.status(lease.conn, path))
-
-    async def _guarded(self, lease: Lease, work: Awaitable[T]) -> T:
-        try:
-            return await work
-        except BaseException as exc:
-            mine = self._pool.failed(lease, exc)
-            if mine is exc:
-                raise
-            raise mine from exc
+        async with self._conn() as conn:
+            return await migrations.status(conn, path)
 
     async def ping(self) -> float:
         """Seconds of one round trip, waiting for a connection included."""

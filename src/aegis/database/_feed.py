@@ -1,0 +1,123 @@
+"""
+Rows on their way to the server: mappings, records, tuples, dataclasses or structs, from any iterable, as tuples.
+
+Lazy, so a million rows need the memory of a thousand. It counts, so that an error can name the row, and it remembers
+what the caller's own iterable raised, so that this is never mistaken for an error of the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from operator import attrgetter, itemgetter
+from typing import Any, TypeAlias
+
+from aegis.database._rows import fields_of
+from aegis.errors import RowShapeError
+
+Rows: TypeAlias = Iterable[Any] | AsyncIterable[Any]
+Row: TypeAlias = tuple[Any, ...]
+_TURN = 500  # rows after which a plain iterable lets the other tasks run
+
+
+class Feed:
+    """The rows of one call. `columns` is empty when there are no rows and the caller named none."""
+
+    def __init__(self, columns: tuple[str, ...], pick: Callable[[Any], Row], source: AsyncIterator[Any]) -> None:
+        self.columns, self.count = columns, 0  #: how many rows have been read
+        self.failure: BaseException | None = None  #: what the caller's iterable raised
+        self._pick, self._source = pick, source
+        self._ahead: deque[Row] = deque()
+
+    @classmethod
+    async def open(cls, rows: Rows, columns: Sequence[str] | None) -> Feed:
+        """Look at the first row to learn the columns; `columns` overrules, and is needed for tuples."""
+        source = rows.__aiter__() if isinstance(rows, AsyncIterable) else _in_turns(rows)
+        try:
+            first = await anext(source)
+        except StopAsyncIteration:
+            return cls(tuple(columns or ()), tuple, source)
+        names, pick = _picker(first, columns)
+        if len(set(names)) != len(names):
+            raise ValueError(f"a column stands twice in {list(names)}")
+        feed = cls(names, pick, source)
+        feed._ahead.append(feed._picked(first))
+        return feed
+
+    async def ahead(self, count: int) -> Sequence[Row] | None:
+        """All rows, where they are at most `count`; else None, and nothing is lost."""
+        while len(self._ahead) <= count:
+            row = await self._next()
+            if row is None:
+                return self._ahead
+            self._ahead.append(row)
+        return None
+
+    async def rows(self, *, numbered: bool = False) -> AsyncIterator[Row]:
+        """The rows in their order; `numbered` appends each one's number, from 1."""
+        number = 0
+        while True:
+            row = self._ahead.popleft() if self._ahead else await self._next()
+            if row is None:
+                return
+            number += 1
+            yield (*row, number) if numbered else row
+
+    async def _next(self) -> Row | None:
+        try:
+            row = await anext(self._source)
+        except StopAsyncIteration:
+            return None
+        except BaseException as exc:
+            self.failure = exc
+            raise
+        return self._picked(row)
+
+    def _picked(self, row: Any) -> Row:
+        self.count += 1
+        try:
+            picked = self._pick(row)
+        except (LookupError, AttributeError, TypeError) as exc:
+            self.failure = self._misfit(row)
+            raise self.failure from exc
+        if len(picked) != len(self.columns):
+            self.failure = self._misfit(row)
+            raise self.failure
+        return picked
+
+    def _misfit(self, row: Any) -> RowShapeError:
+        names = list(row.keys()) if hasattr(row, "keys") else []
+        missing = [name for name in self.columns if name not in names and not hasattr(row, name)]
+        return RowShapeError(f"row {self.count}", missing, [name for name in names if name not in self.columns])
+
+
+async def _in_turns(rows: Iterable[Any]) -> AsyncIterator[Any]:
+    """A plain iterable, with a pause for the other tasks now and then."""
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % _TURN == 0:
+            await asyncio.sleep(0)
+
+
+def _picker(first: Any, columns: Sequence[str] | None) -> tuple[tuple[str, ...], Callable[[Any], Row]]:
+    """The columns, and how to take their values out of a row like this one."""
+    if isinstance(first, Mapping) or hasattr(first, "keys"):  # a record of the driver's is no Mapping
+        names = tuple(columns or first.keys())
+        pick = _tuple_of(itemgetter, names)
+        # Columns that the caller named are picked from rows that have more; else a row with more is a mistake.
+        return names, pick if columns else lambda row: pick(row) if len(row) == len(names) else ()
+    if isinstance(first, tuple | list):
+        columns = columns or getattr(first, "_fields", None)  # a named tuple knows them
+        if columns is None:
+            raise TypeError("rows are tuples, so columns= must name them in order")
+        return tuple(columns), tuple
+    names = tuple(columns or fields_of(type(first)))
+    return names, _tuple_of(attrgetter, names)
+
+
+def _tuple_of(getter: Callable[..., Callable[[Any], Any]], names: tuple[str, ...]) -> Callable[[Any], Row]:
+    if len(names) == 1:  # then these getters give the value itself
+        one = getter(names[0])
+        return lambda row: (one(row),)
+    return getter(*names)
