@@ -34,7 +34,7 @@ Examples:
   aegis sim --port 8790 --replay bars.csv.gz
   aegis sim --paper --fault blank-500,service=kis,every=20
   aegis sim --rule dart_per_day=100 --rule dart_block_per_minute=50
-  aegis sim --fault maintenance,service=kis,times=1 --fault code,code=EGW00301,path=order,executed=true
+  aegis sim --fault maintenance,service=kis,every=100 --fault code,code=EGW00301,path=order,executed=true
 """
 
 
@@ -68,7 +68,7 @@ def sim(
     market = Market.replayed(replay) if replay else Market.generated()
     simulator = Simulator(market, rules, port=port)
     for each in faults:
-        simulator.state.switch_on(each)
+        simulator.state.faults.add(each)
     asyncio.run(_serve(simulator, json=json, exit_with_stdin=exit_with_stdin))
 
 

@@ -57,6 +57,8 @@ class StampedSocket(socket.socket):
         listener.last_read = LastRead()
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform == "linux":  # its connections inherit it; from now on, so also for what is not accepted yet
+                listener.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             listener.bind(("127.0.0.1", port))
             listener.listen(_BACKLOG)
         except OSError:
@@ -71,13 +73,11 @@ class StampedSocket(socket.socket):
         return port
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection, with the kernel's stamps switched on where there are any."""
+        """The next connection, as one that notes too."""
         address: Any
         plain, address = super().accept()
         accepted = type(self)(plain.family, plain.type, plain.proto, plain.detach())
         accepted.last_read = self.last_read
-        if sys.platform == "linux":
-            accepted.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         return accepted, address
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:

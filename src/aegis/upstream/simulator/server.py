@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -107,11 +106,11 @@ class Simulator:
 
     def change(self, **rules: Any) -> None:
         """Other rules from now on: `change(kis_per_second=1, kis_paper=True)`."""
-        self.state.change(replace(self.rules, **rules))
+        self.state.change(self.rules.changed(rules))
 
     def fail(self, kind: str, **options: Any) -> None:
         """Switch a fault on: `fail("reset", service="kis", path="order-cash", executed=True, times=1)`."""
-        self.state.switch_on(msgspec.convert({"kind": kind, **options}, Fault))
+        self.state.faults.add(msgspec.convert({"kind": kind, **options}, Fault))
 
     def heal(self) -> None:
         """Switch every fault off."""
@@ -141,7 +140,10 @@ class Simulator:
             if refusal is not None:
                 return refusal
             fault = self.state.faults.take(service.name, request.path)
-            if fault is None or (fault.kind == "maintenance" and service.name == "kis"):
+            if fault is not None and fault.kind == "maintenance" and service.name == "kis":
+                self.state.tokens.void()  # which is what users see of it
+                fault = None
+            if fault is None:
                 return handler(request, body)
             return await happen(fault, request, lambda: handler(request, body), service.refuse)
 
@@ -153,11 +155,10 @@ class Simulator:
 
     async def _switch_on(self, request: web.Request) -> None:
         for fault in _decoded(await request.read(), list[Fault]):
-            self.state.switch_on(fault)
+            self.state.faults.add(fault)
 
     async def _change(self, request: web.Request) -> None:
-        changes = _decoded(await request.read(), dict[str, Any])
-        self.state.change(msgspec.convert({**asdict(self.rules), **changes}, Rules))
+        self.state.change(self.rules.changed(_decoded(await request.read(), dict[str, Any])))
 
     def _unknown(self, request: web.Request) -> None:
         self.state.violation(f"{request.method} {request.path} is nothing that the three answer to")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgspec
 
-from aegis.upstream.simulator.faults import Fault, Faults
+from aegis.upstream.simulator.faults import Faults
 from aegis.upstream.simulator.market import Look, Market
 from aegis.upstream.simulator.quota import Quotas
 
@@ -35,19 +36,23 @@ class Rules:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
 
-    def with_text(self, text: str) -> Rules:
+    def changed(self, changes: Mapping[str, Any], *, strict: bool = True) -> Rules:
         """
-        The same with one number changed, as on a command line: `dart_per_day=100`.
+        The same with other numbers; not `strict`, they may be written as text.
 
         Raises:
-            ValueError: says what is wrong with it.
+            ValueError: says which one is wrong, and what there is.
         """
+        if unknown := changes.keys() - asdict(self).keys():
+            raise ValueError(f"{', '.join(sorted(unknown))}: none of the rules {', '.join(asdict(self))}")
+        return msgspec.convert({**asdict(self), **changes}, Rules, strict=strict)
+
+    def with_text(self, text: str) -> Rules:
+        """The same with one number changed, as on a command line: `dart_per_day=100`. Raises as `changed`."""
         name, _, value = text.partition("=")
-        if name not in asdict(self):
-            raise ValueError(f"rule {text!r}: {name!r} is none of {', '.join(asdict(self))}")
         try:
-            return msgspec.convert({**asdict(self), name: value}, Rules, strict=False)
-        except msgspec.ValidationError as exc:
+            return self.changed({name: value}, strict=False)
+        except ValueError as exc:
             raise ValueError(f"rule {text!r}: {exc}") from None
 
 
@@ -78,12 +83,6 @@ class State:
         self.dart_daily.change(rules.dart_per_day)
         self.dart_address.change(rules.dart_block_per_minute)
         self.naver.change(rules.naver_per_second)
-
-    def switch_on(self, fault: Fault) -> None:
-        """From now on this goes wrong. Maintenance at KIS kills every token once, and is over."""
-        if fault.kind == "maintenance" and fault.service in {None, "kis"}:
-            self.tokens.void()
-        self.faults.add(fault)
 
     def violation(self, what: str) -> None:
         """Note something that no well-behaved client does; the first hundred are kept."""
