@@ -319,8 +319,27 @@ class BodyTooLargeError(HttpError):
     """The response body is larger than the cap; reading stopped there."""
 
 
+class OneShotBodyError(RejectedError, TypeError):
+    """The body can be read only once, but the request may have to be sent again. Nothing was sent."""
+
+
 class BodyDecodeError(HttpError, ValueError):
     """The response body is not what was expected: its charset, its compression or its shape."""
+
+
+class CassetteError(AegisError):
+    """A recording cannot be used: it cannot be read, or it holds no answer to a request. Nothing was sent."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"cassette {self.path}: {self.reason}"
+
+
+class SecretInCassetteError(CassetteError):
+    """A secret would have been written into a recording, so it was not saved."""
 
 
 # --- database ---------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class Server:
     connections: int = 0
     tasks: set = field(default_factory=set)
     url: str = ""
+    chunked: bool = False  #: bodies come in chunks; they are kept as they are on the wire
     routes: dict = field(default_factory=dict)  #: steps that belong to a path, and are not used up
 
     async def serve(self, reader, writer):
@@ -58,6 +59,8 @@ class Server:
                 head = await reader.readuntil(b"\r\n\r\n")
                 sizes = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
                 body = await reader.readexactly(int(sizes[0].split(b":")[1])) if sizes else b""
+                if self.chunked:
+                    body = await reader.readuntil(b"\r\n0\r\n\r\n")
                 self.requests.append(head + body)
                 await asyncio.sleep(self.delay_s)
                 path = head.split(b" ", 2)[1].decode()

@@ -11,7 +11,14 @@ from time import monotonic
 import pytest
 from scripted_server import FAST, CountingLimiter, Limit, answer, hang
 
-from aegis.errors import CircuitOpenError, HttpConnectionError, HttpTimeoutError
+from aegis.errors import (
+    AmbiguousOutcomeError,
+    CircuitOpenError,
+    ClosedError,
+    HttpConnectionError,
+    HttpTimeoutError,
+    RateLimitTimeoutError,
+)
 from aegis.http import BreakerPolicy, HttpClient, Ok, Profile
 from aegis.redis import Rate, RateLimit
 
@@ -42,6 +49,73 @@ async def test_each_attempt_and_each_call_is_one_structured_event(server, http, 
     assert first["http_permit_wait_s"] >= 0
     assert 0 < first["http_elapsed_s"] < call["http_elapsed_s"]
     assert (call["http_attempts"], call["http_status"], call["http_bytes"], call["http_outcome"]) == (2, 200, 9, "ok")
+
+
+async def test_an_observer_gets_one_record_per_call_with_all_its_attempts(server, http, caplog):
+    """Traces are made of it. What an observer raises is logged, and spoils neither the call nor other observers."""
+    seen = []
+
+    def faulty(call):
+        raise KeyError
+
+    http.observe(faulty)
+    http.with_retry(FAST).observe(seen.append)
+    server.steps = [answer(503), answer(200)]
+    assert (await http.get(f"{server.url}/p?token=x")).attempts == 2
+    with pytest.raises(HttpConnectionError):
+        await http.without_retry().get("http://127.0.0.1:1/")
+    good, bad = seen
+    assert (good.method, good.url, good.outcome, good.error) == ("GET", f"{server.url}/p?token=***", "ok", "")
+    assert good.upstream == server.url.removeprefix("http://")
+    first, second = good.attempts
+    assert [(one.number, one.outcome, one.status) for one in good.attempts] == [(1, "transient", 503), (2, "ok", 200)]
+    assert 0 <= first.started_s < first.started_s + first.elapsed_s <= second.started_s
+    assert second.started_s + second.elapsed_s <= good.elapsed_s
+    assert (bad.outcome, bad.error, len(bad.attempts)) == ("connect", "HttpConnectionError", 1)
+    assert [r.message for r in caplog.records if "observer" in r.message] == [
+        "an observer of the HTTP client failed"
+    ] * 2
+
+
+async def test_statistics_tell_hosts_and_outcomes_apart(server, http):
+    """Requests begun, by what they came to; refusals, by what refused; time, bytes, circuit and budget of each host."""
+    server.steps = [answer(503), answer(429), answer(200, b"12345")]
+    await http.get(server.url)
+    host = server.url.removeprefix("http://")
+    with pytest.raises(HttpConnectionError):
+        await http.get("http://127.0.0.1:1/")
+    limiter = CountingLimiter(refuse=True)
+    with pytest.raises(RateLimitTimeoutError):
+        await http.with_rate_limiter(limiter, Limit()).get(server.url)
+    server.steps = [hang()]
+    task = asyncio.create_task(http.get(server.url))
+    await server.received(4)
+    stats = http.stats()
+    here, there = stats.upstreams[host], stats.upstreams["127.0.0.1:1"]
+    assert (here.calls, here.attempts, here.retries, here.failures, here.in_flight) == (3, 4, 2, 1, 1)
+    assert here.outcomes == {"transient": 1, "throttled": 1, "ok": 1}
+    assert (here.refusals, here.circuit, here.circuit_opened) == ({"limiter": 1}, "closed", 0)
+    assert (here.body_bytes, sum(here.elapsed_counts), here.elapsed_s > 0) == (9, 3, True)
+    assert here.budget_tokens == 100 - 5 - 1 + 1
+    assert (there.outcomes, there.attempts, there.failures) == ({"connect": 4}, 4, 1)
+    assert (stats.calls, stats.attempts, stats.retries, stats.failures, stats.in_flight) == (4, 8, 5, 2, 1)
+    assert (stats.throttled, stats.ambiguous, stats.circuit_refusals, stats.budget_refusals) == (1, 0, 0, 0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert http.stats().upstreams[host].outcomes["cancelled"] == 1
+
+
+async def test_closing_ends_what_is_in_flight(server):
+    """Nobody hangs: a query is lost or finds the client closed, an order is ambiguous."""
+    async with HttpClient() as client:
+        server.steps = [hang()] * 2
+        calls = [asyncio.create_task(client.get(server.url)), asyncio.create_task(client.post(server.url, b"buy"))]
+        await server.received(2)
+    async with asyncio.timeout(10):
+        query, order = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(query, (HttpConnectionError, ClosedError))
+    assert isinstance(order, AmbiguousOutcomeError)
+    assert client.stats().in_flight == 0
 
 
 async def test_a_failed_call_is_one_error_line(http, caplog):

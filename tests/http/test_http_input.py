@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scripted_server import answer
 
-from aegis.errors import BodyDecodeError, RejectedError
+from aegis.errors import AmbiguousOutcomeError, BodyDecodeError, HttpTimeoutError, OneShotBodyError, RejectedError
 from aegis.http import BreakerPolicy, HttpClient
 from aegis.http.breaker import Breaker
 from aegis.http.redact import Redactor
@@ -72,6 +72,72 @@ async def test_a_large_body_is_sent_whole_on_every_attempt(server, http):
     response = await http.post(server.url, body, idempotent=True)
     assert response.attempts == 3
     assert [request.endswith(body) for request in server.requests] == [True] * 3
+
+
+def pieces():
+    yield b"first "
+    yield b"second"
+
+
+async def async_pieces():
+    for piece in pieces():
+        yield piece
+
+
+@pytest.mark.parametrize("source", [pieces, async_pieces, lambda: [b"first ", b"second"]])
+async def test_a_body_made_by_a_function_is_made_anew_for_every_attempt(server, http, source):
+    """A failed attempt, a lost one, and each time the whole body from its beginning."""
+    server.chunked = True
+    server.steps = [answer(503), None, answer(200)]
+    response = await http.post(server.url, source, idempotent=True)
+    assert response.attempts == 3
+    for request in server.requests:
+        assert b"Transfer-Encoding: chunked" in request
+        assert request.endswith(b"6\r\nfirst \r\n6\r\nsecond\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("source", [pieces, async_pieces, lambda: [b"first ", b"second"]])
+async def test_a_body_that_can_be_read_once_is_refused_before_anything_is_sent(server, http, source):
+    """Not after the first failure, when it is too late; without retries it is sent as it is."""
+    server.chunked = True
+    with pytest.raises(OneShotBodyError, match=r"RetryPolicy\.attempts=4.*without_retry"):
+        await http.post(server.url, source())
+    with pytest.raises(OneShotBodyError):
+        await http.without_retry().with_redirects().post(server.url, source())
+    assert server.requests == []
+    assert (await http.without_retry().post(server.url, source())).status == 200
+    assert server.requests[0].endswith(b"6\r\nfirst \r\n6\r\nsecond\r\n0\r\n\r\n")
+
+
+async def test_a_body_whose_source_fails_is_a_lost_order_not_a_whole_one(server, http):
+    """The generator's own exception breaks the request off; the server never sees the end of the body."""
+    server.chunked = True
+
+    async def failing():
+        yield b"first"
+        raise KeyError
+
+    with pytest.raises(AmbiguousOutcomeError):
+        await http.post(server.url, failing)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("content", ["글", bytearray("글".encode()), memoryview("글".encode())])
+async def test_text_and_buffers_are_bytes(server, http, content):
+    """Text goes out as UTF-8."""
+    await http.post(server.url, content)
+    assert server.requests[0].endswith("글".encode())
+
+
+async def test_a_timeout_that_is_no_number_is_refused_and_one_in_the_past_sends_nothing(server, http):
+    """A deadline computed too late is a timeout like any other; NaN would be no deadline at all."""
+    with pytest.raises(ValueError, match="nan"):
+        await http.get(server.url, timeout=float("nan"))
+    for late in (0.0, -1.0):
+        with pytest.raises(HttpTimeoutError, match="nothing was sent"):
+            await http.get(server.url, timeout=late)
+    assert server.requests == []
+    assert (await http.get(server.url, timeout=float("inf"))).status == 200
 
 
 async def test_a_charset_that_is_no_charset_is_a_decode_error(server, http):

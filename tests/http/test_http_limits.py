@@ -89,6 +89,39 @@ async def test_the_verdicts_own_pause_beats_the_header(server, http):
     assert caught.value.retry_after == 99.0
 
 
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_retry_after_is_waited_for_and_told_to_everybody(server, http, status):
+    """Too fast or down for maintenance: the pause is the upstream's, and every process keeps it."""
+    limiter, times = CountingLimiter(), []
+
+    async def stamp(writer):
+        times.append(monotonic())
+        writer.write(answer(200) if len(times) > 1 else answer(status, headers="Retry-After: 1\r\n"))
+
+    server.steps = [stamp, stamp]
+    response = await http.with_rate_limiter(limiter, Limit()).get(server.url)
+    assert (response.status, response.attempts, limiter.held) == (200, 2, [1.0])
+    assert times[1] - times[0] >= 1.0
+
+
+async def test_a_retry_after_on_the_last_attempt_is_told_and_not_slept(server, http):
+    """There is no further attempt to wait for: the answer comes at once, and the others are still warned."""
+    limiter = CountingLimiter()
+    server.steps = [answer(429, headers="Retry-After: 4\r\n")]
+    began = monotonic()
+    response = await http.without_retry().with_rate_limiter(limiter, Limit()).get(server.url)
+    assert (response.status, response.retry_after, response.attempts, limiter.held) == (429, 4.0, 1, [4.0])
+    assert monotonic() - began < 3.0
+
+
+async def test_a_garbled_retry_after_is_no_pause(server, http):
+    """The ordinary back-off applies, and nobody is held."""
+    limiter = CountingLimiter()
+    server.steps = [answer(429, headers="Retry-After: soon\r\n"), answer(503, headers="Retry-After: -5\r\n")]
+    response = await http.with_rate_limiter(limiter, Limit()).get(server.url)
+    assert (response.status, response.attempts, limiter.held) == (200, 3, [])
+
+
 class OnePermit(CountingLimiter):
     async def wait(self, limit, key="", cost=1, timeout=None):
         self.refuse = self.permits > 0

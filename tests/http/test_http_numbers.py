@@ -1,8 +1,11 @@
 """Retry-After, budget and breaker as plain arithmetic."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aegis.backoff import Backoff
 from aegis.http.breaker import Breaker, BreakerPolicy
@@ -32,6 +35,36 @@ NOW = datetime(1994, 11, 6, 8, 49, 0, tzinfo=UTC)
 def test_retry_after_is_read_in_all_its_forms(text, seconds):
     """Seconds, the three dates of HTTP, UTC without a zone; garbage is None."""
     assert parse_retry_after(text, NOW) == seconds
+
+
+@given(
+    text=st.text(max_size=60)
+    | st.from_regex(r"[A-Za-z]{3,9}, ?\d{1,4}[ -]\w{3}[ -]\d{1,5} \d+:\d+:\d+.*", fullmatch=True)
+)
+def test_whatever_a_server_sends_as_retry_after_is_a_pause_or_nothing(text):
+    """Never an exception, never negative, never without end."""
+    seconds = parse_retry_after(text, NOW)
+    assert seconds is None or 0 <= seconds < 1e12
+
+
+@given(ahead_s=st.integers(0, 10**9))
+def test_the_three_date_forms_mean_the_same_moment(ahead_s):
+    """IMF-fixdate, RFC 850 (two digits of the year, so within 50 years) and asctime, to the second."""
+    moment = NOW + timedelta(seconds=ahead_s)
+    forms = [format_datetime(moment, usegmt=True), moment.strftime("%a %b %d %H:%M:%S %Y")]
+    if moment.year < 2040:
+        forms.append(moment.strftime("%A, %d-%b-%y %H:%M:%S GMT"))
+    assert [parse_retry_after(form, NOW) for form in forms] == [float(ahead_s)] * len(forms)
+
+
+def test_a_cold_start_has_a_full_budget_and_a_closed_circuit():
+    """The first failures of a process are retried, and fewer than `calls_min` open nothing, all failed or not."""
+    policy, breaker = RetryPolicy(), Breaker(BreakerPolicy())
+    budget = RetryBudget(policy.budget_tokens)
+    assert [budget.spend(policy.transient_cost) for _ in range(21)] == [True] * 20 + [False]
+    for number in range(1, 21):
+        breaker.leave(breaker.enter(1.0)[0], 1.0, failed=True)
+        assert breaker.state == ("closed" if number < 20 else "open")
 
 
 def test_the_budget_never_grows_above_its_size():
@@ -131,6 +164,8 @@ def test_a_delay_never_overflows(attempt):
     [
         ({"attempts": 0}, "attempts=0"),
         ({"budget_tokens": 4.0}, r"budget_tokens=4\.0 .*5\.0"),
+        ({"refund": -1.0}, r"refund=-1\.0"),
+        ({"throttle_cost": -1.0}, r"throttle_cost=-1\.0"),
     ],
 )
 def test_a_policy_that_contradicts_itself_names_its_values(wrong, named):

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
+import traceback
 
 import pytest
 from scripted_server import FAST, CountingLimiter, Limit, answer, hang
 
-from aegis.errors import AmbiguousOutcomeError, HttpConnectionError, HttpError, RejectedError, TransientError
-from aegis.http import Ambiguous, Ok, Profile, Rejected, Throttled, Transient
+from aegis.config import HttpConfig
+from aegis.errors import (
+    AmbiguousOutcomeError,
+    BodyDecodeError,
+    HttpConnectionError,
+    HttpError,
+    HttpTimeoutError,
+    RejectedError,
+    TransientError,
+)
+from aegis.http import Ambiguous, HttpClient, Ok, Profile, Rejected, Throttled, Transient
 
 UNKNOWN = b'{"msg_cd":"EGW00301"}'
 
@@ -95,6 +106,41 @@ async def test_an_order_without_a_whole_answer_is_ambiguous(server, broker, step
     assert caught.value.attempts == len(server.requests) == 1
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.history, again.attempts) == (str(caught.value), caught.value.history, 1)
+
+
+async def test_an_order_that_found_no_connection_in_time_did_not_leave(server):
+    """Every place of the pool is taken, or the server accepts and never shakes hands: a timeout, not a mystery."""
+    async with HttpClient(HttpConfig(max_connections=1, max_connections_per_host=1)) as client:
+        gate = asyncio.Event()
+        server.steps = [hang(gate=gate, then=answer(200))]
+        first = asyncio.create_task(client.get(server.url))
+        await server.received(1)
+        with pytest.raises(HttpTimeoutError):
+            await client.post(server.url, b"buy", timeout=0.1)
+        gate.set()
+        assert (await first).status == 200
+        with pytest.raises(HttpTimeoutError):
+            await client.post(server.url.replace("http:", "https:"), b"buy", timeout=0.1)
+        assert client.stats().ambiguous == 0
+    assert [request[:3] for request in server.requests] == [b"GET"]
+
+
+async def test_a_profile_that_fails_does_not_hide_that_an_order_may_be_executed(server, http):
+    """A fault of the classifier is an unknown outcome for an order, and names its place but not the answer's words."""
+
+    def faulty(request, response):
+        raise KeyError(response.text())
+
+    client = http.with_profile(Profile("faulty", faulty))
+    server.steps = [answer(200, b"words")] * 2
+    with pytest.raises(AmbiguousOutcomeError, match=r"'faulty'.*KeyError in test_http_orders\.py:\d+") as caught:
+        await client.post(server.url, b"buy")
+    with pytest.raises(BodyDecodeError, match=r"'faulty'.*KeyError") as query:
+        await client.get(server.url)
+    for error in (caught.value, query.value):
+        assert "words" not in "".join(traceback.format_exception(error))
+        assert (error.attempts, error.response.content) == (1, b"words")
+    assert len(server.requests) == 2
 
 
 async def test_a_first_order_that_failed_unsent_and_a_second_that_left_is_ambiguous(server, broker):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import pickle
+import tracemalloc
 
 import msgspec
 import pytest
@@ -178,6 +180,32 @@ async def test_a_body_above_the_cap_is_refused(server, http):
             await http.get(server.url)
 
 
+async def test_a_body_that_unpacks_beyond_the_cap_is_refused_before_it_is_unpacked_whole(server, http):
+    """Fifty megabytes of zeros travel as fifty thousand bytes; what is held stays near the cap."""
+    bomb = gzip.compress(b"\0" * 50_000_000)
+    assert len(bomb) < 100_000
+    server.steps = [answer(200, bomb, "Content-Encoding: gzip\r\n")]
+    tracemalloc.start()
+    try:
+        with pytest.raises(BodyTooLargeError, match="100000 bytes"):
+            await http.get(server.url)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_body_is_capped_on_the_wire_as_well(server, http):
+    """Noise that unpacks to less than it weighs: chunk after chunk of an empty gzip member is still traffic."""
+    member = gzip.compress(b"x" * 10)
+    body = member * 6000
+    assert 60_000 < 100_000 < len(body)
+    chunked = b"".join(b"%x\r\n%b\r\n" % (len(member) * 100, member * 100) for _ in range(60)) + b"0\r\n\r\n"
+    head = b"HTTP/1.1 200 X\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+    server.steps = [head + chunked]
+    with pytest.raises(BodyTooLargeError):
+        await http.get(server.url)
+
+
 @pytest.mark.parametrize("charset", ["euc-kr", "KS_C_5601-1987", "ksc5601"])
 async def test_korean_labels_are_read_as_cp949(server, http, charset):
     """A syllable that strict EUC-KR lacks is read, and nothing is ever replaced."""
@@ -214,3 +242,16 @@ def test_contradicting_bounds_are_refused_with_both_values():
     """At construction, not in the night."""
     with pytest.raises(ValueError, match=r"window_s=15\.0 .*HTTP_ATTEMPT_TIMEOUT=10\.0"):
         HttpClient(HttpConfig()).with_breaker(BreakerPolicy(window_s=15.0))
+    slow, hasty = Backoff(9.0, 9.0, 8.0), HttpClient(HttpConfig(timeout=5.0, attempt_timeout=5.0))
+    with pytest.raises(ValueError, match=r"attempts=2, .*floor_s=8\.0 .*HTTP_TIMEOUT=5\.0"):
+        hasty.with_retry(RetryPolicy(2, slow, slow))
+    for wrong, named in (
+        ({"timeout": 5.0}, "HTTP_ATTEMPT_TIMEOUT: 10s is longer than HTTP_TIMEOUT=5s"),
+        ({"connect_timeout": 11.0}, "HTTP_CONNECT_TIMEOUT: 11s is longer than HTTP_ATTEMPT_TIMEOUT=10s"),
+        (
+            {"max_connections": 4, "max_connections_per_host": 5},
+            "HTTP_MAX_CONNECTIONS_PER_HOST: 5 is above HTTP_MAX_CONNECTIONS=4",
+        ),
+    ):
+        with pytest.raises(ValueError, match=named):
+            HttpConfig(**wrong)

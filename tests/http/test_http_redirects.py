@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from multidict import CIMultiDict
 from scripted_server import CountingLimiter, Limit, answer, serving
 
 from aegis.errors import AmbiguousOutcomeError, RejectedError
@@ -76,6 +77,17 @@ async def test_another_origin_gets_no_secret_not_even_after_a_detour(server, oth
     assert other.requests[0].startswith(b"GET /x?plain=1 HTTP/1.1")
     assert server.requests[1].startswith(b"GET /back HTTP/1.1")
     assert f"Host: 127.0.0.1:{port}".encode() in other.requests[0]
+
+
+async def test_every_occurrence_of_a_secret_header_stays(server, other, http):
+    """A header that stands twice is stripped twice (the driver once stripped the first `Authorization` only)."""
+    headers = CIMultiDict([("Authorization", "Bearer one"), ("appkey", "k-one"), ("tr_id", "x")])
+    headers.extend([("Authorization", "Bearer two"), ("appkey", "k-two"), ("Cookie", "c-one"), ("Cookie", "c-two")])
+    server.steps = [move(302, other.url)]
+    await http.with_redirects().get(server.url, headers=headers)
+    assert [name in server.requests[0] for name in (b"Bearer one", b"Bearer two", b"k-one", b"k-two")] == [True] * 4
+    left = [name for name in (b"Bearer", b"k-one", b"k-two", b"c-one", b"c-two") if name in other.requests[0]]
+    assert (left, b"tr_id: x" in other.requests[0]) == ([], True)
 
 
 async def test_an_order_is_never_redirected(server, http):

@@ -7,6 +7,7 @@ import pickle
 import traceback
 
 import pytest
+from pydantic import SecretStr
 from scripted_server import answer
 
 from aegis.errors import HttpError
@@ -81,11 +82,17 @@ async def test_credentials_that_were_renewed_stay_secret_both(server, http, capl
     ("text", "masked"),
     [
         ("appkey=abc&x=1", "appkey=***&x=1"),
-        ('{"appsecret": "a\\"bc", "x": 1}', '{"appsecret": ***, "x": 1}'),
+        ('{"appsecret": "a\\"bc", "x": 1}', '{"appsecret": "***", "x": 1}'),
         ("Authorization: Bearer abc.def", "Authorization: ***"),
-        ("crtfc_key='abc' failed", "crtfc_key=*** failed"),
+        ("crtfc_key='abc' failed", "crtfc_key='***' failed"),
         ("no secret = here", "no secret = ***"),
         ("tokens: 5", "tokens: 5"),
+        ("Authorization: Basic bWU6cHc= x", "Authorization: ***"),
+        ("{'Cookie': 'a=1; sid=2', 'x': 1}", "{'Cookie': '***', 'x': 1}"),
+        (r"{\"appkey\": \"abc\", \"x\": 1}", r"{\"appkey\": \"***\", \"x\": 1}"),
+        ("GET /?crtfc%5Fkey=abc&x=1", "GET /?crtfc%5Fkey=***&x=1"),
+        ("next=https%3A%2F%2Fh%2F%3Ftoken%3Dabc", "next=https%3A%2F%2Fh%2F%3Ftoken%3D***"),
+        ("100%25 of x%3D1", "100%25 of x%3D1"),
     ],
 )
 def test_free_text_is_masked_by_name(text, masked):
@@ -99,6 +106,7 @@ def test_free_text_is_masked_by_name(text, masked):
         ("https://me:pw@h:1/p?token=a&b=c#token=d", "https://***@h:1/p?token=***&b=c#***"),
         ("https://h/p@q?a=1", "https://h/p@q?a=1"),
         ("https://h/?%74oken=a&TOKEN=b&token", "https://h/?%74oken=***&TOKEN=***&token"),
+        ("https://h/?next=%2F%3Ftoken%3Dabc&x=1", "https://h/?next=%2F%3Ftoken%3D***&x=1"),
         ("https://h", "https://h"),
         ("", ""),
     ],
@@ -106,3 +114,27 @@ def test_free_text_is_masked_by_name(text, masked):
 def test_a_url_is_masked_in_every_part(url, masked):
     """User, password, secret keys however they are spelled, and the fragment."""
     assert Redactor().url(url) == masked
+
+
+async def test_a_secret_known_by_value_is_masked_under_any_name(server, http, caplog):
+    """A key in a path, in a header that nobody declared, in an echo: the value itself is enough."""
+    caplog.set_level(logging.DEBUG)
+    client = http.with_profile(Profile("echo", echo)).with_secrets(values=[SecretStr("k3y/value"), "plain-one"])
+    server.steps = [answer(200, b"you sent k3y%2Fvalue and plain-one")] * 4
+    with pytest.raises(HttpError) as caught:
+        await client.get(f"{server.url}/bot/plain-one?x=k3y%2fvalue", headers={"X-Mine": "k3y/value"})
+    shown = [str(caught.value), caught.value.response.url, repr(client), repr(client._settings)]
+    shown += [record.getMessage() for record in caplog.records if record.name == "aegis.http"]
+    assert [text for text in shown if "k3y" in text or "plain-one" in text] == []
+
+
+async def test_no_secret_is_in_what_observers_and_statistics_get(server, http):
+    """Metrics and traces are made of these: host and port, outcomes, masked URLs."""
+    seen = []
+    http.observe(seen.append)
+    server.steps = [answer(200, b"fine")]
+    await http.get(f"{server.url.replace('//', '//me:s3cret@')}/?token=s3cret")
+    with pytest.raises(HttpError):
+        await http.get("http://me:s3cret@127.0.0.1:1/?appkey=s3cret")
+    assert [call.error for call in seen] == ["", "HttpConnectionError"]
+    assert "s3cret" not in repr(seen) + repr(http.stats())

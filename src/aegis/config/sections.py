@@ -175,7 +175,7 @@ class HttpConfig(Section):
     max_connections: PositiveInt = var(100, "most open connections of one process")
     max_connections_per_host: PositiveInt = var(32, "most open connections to one host")
     max_body: Size = var(16 * 1024 * 1024, "largest body accepted, on the wire and decoded")
-    proxy_from_env: Switch = var(False, "honour HTTP_PROXY, HTTPS_PROXY and NO_PROXY")
+    proxy_from_env: Switch = var(True, "honour HTTP_PROXY, HTTPS_PROXY and NO_PROXY; never on the way to this host")
 
     def conflicts(self) -> Iterator[ConfigProblem]:
         """Each timeout fits into the one around it."""
@@ -187,6 +187,13 @@ class HttpConfig(Section):
                     f"HTTP_{outer.upper()}",
                     f"{write_duration(getattr(self, inner))} is longer than {bound}",
                 )
+        both = {"max_connections", "max_connections_per_host"} <= self.model_fields_set
+        if both and self.max_connections_per_host > self.max_connections:
+            yield conflict(
+                "HTTP_MAX_CONNECTIONS_PER_HOST",
+                "HTTP_MAX_CONNECTIONS",
+                f"{self.max_connections_per_host} is above HTTP_MAX_CONNECTIONS={self.max_connections}",
+            )
 
 
 class KisConfig(Section):

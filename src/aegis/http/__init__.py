@@ -1,6 +1,7 @@
 """HTTP that upstreams can live with: a permit per wire request, meaning instead of status codes, no leaked secret."""
 
 from aegis.http.breaker import BreakerPolicy
+from aegis.http.cassette import Cassette
 from aegis.http.client import HttpClient
 from aegis.http.profile import (
     Ambiguous,
@@ -15,18 +16,22 @@ from aegis.http.profile import (
     Transient,
     Verdict,
 )
-from aegis.http.records import Attempt, HttpStats, Limit, Limiter, Renew
+from aegis.http.records import Attempt, CallRecord, HttpStats, Limit, Limiter, Observe, Renew, UpstreamStats
 from aegis.http.retry import RetryPolicy
+from aegis.http.stream import StreamedResponse
 
 __all__ = [
     "Ambiguous",
     "Attempt",
     "BreakerPolicy",
+    "CallRecord",
+    "Cassette",
     "Empty",
     "HttpClient",
     "HttpStats",
     "Limit",
     "Limiter",
+    "Observe",
     "Ok",
     "Profile",
     "Reauth",
@@ -35,7 +40,9 @@ __all__ = [
     "Request",
     "Response",
     "RetryPolicy",
+    "StreamedResponse",
     "Throttled",
     "Transient",
+    "UpstreamStats",
     "Verdict",
 ]

@@ -10,27 +10,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from dataclasses import replace
 from time import monotonic
 
+from aiohttp import ClientResponse
 from multidict import CIMultiDict
 
-from aegis.errors import AegisError, AmbiguousOutcomeError, CircuitOpenError, HttpError, HttpTimeoutError, RejectedError
-from aegis.http._events import log_attempt, log_call, logger
-from aegis.http._outcome import Outcome, Stopped, by_status, by_verdict, failed
+from aegis.errors import AegisError, CircuitOpenError, ClosedError, HttpError, HttpTimeoutError, RejectedError
+from aegis.http._events import log_attempt, log_call, logger, tell
+from aegis.http._outcome import Outcome, Stopped, by_status, by_verdict, failed, unreadable
 from aegis.http._shared import Settings, Shared, Upstream
 from aegis.http._url import REDIRECTS, redirected
-from aegis.http._wire import Answer, Failure, Wire, send
+from aegis.http._wire import Answer, Failure, begin, send
 from aegis.http.profile import Request, Response
-from aegis.http.records import Attempt
+from aegis.http.records import Attempt, CallRecord
 from aegis.http.retry import parse_retry_after
 
 
 class Call:
     """One call in progress."""
 
-    def __init__(self, shared: Shared, settings: Settings, request: Request, timeout_s: float) -> None:
-        self.shared, self.settings, self.request = shared, settings, request
+    def __init__(
+        self, shared: Shared, settings: Settings, request: Request, timeout_s: float, *, streaming: bool = False
+    ) -> None:
+        self.shared, self.settings, self.request, self.streaming = shared, settings, request, streaming
         self.upstream: Upstream = shared.upstream(request.url, settings)
         self.started = monotonic()
         self.deadline = self.started + timeout_s
@@ -41,25 +45,57 @@ class Call:
         self.history: list[Attempt] = []
         self.renewed = False
         self.sent_at = 0.0
+        self.rest: ClientResponse | None = None  #: the body of a stream, still on the wire; its reader ends the call
 
     async def run(self) -> Response:
         """Attempt until there is an answer to return or an error to raise."""
-        self.shared.calls += 1
-        self.shared.in_flight += 1
+        tally = self.upstream.tally
+        tally.calls += 1
+        tally.in_flight += 1
         try:
             outcome, error = await self._attempts()
         finally:
-            self.shared.in_flight -= 1
+            tally.in_flight -= 1
         if error is not None:
-            self.shared.failures += 1
-            if isinstance(error, AmbiguousOutcomeError):
-                self.shared.ambiguous += 1
-            self._log_call(logging.ERROR, outcome, error)
+            self.end(outcome.name, error)
             raise error
+        if self.rest is None:
+            self.end(outcome.name)
+        else:
+            tally.in_flight += 1  # until its reader is done with it
         assert outcome.response is not None
-        if logger.isEnabledFor(logging.DEBUG):
-            self._log_call(logging.DEBUG, outcome)
         return outcome.response
+
+    def end(self, outcome: str, error: AegisError | None = None) -> None:
+        """Count, log and tell how the call ended."""
+        if error is not None:
+            self.upstream.tally.failures += 1
+        elif not self.shared.observers and not logger.isEnabledFor(logging.DEBUG):
+            return
+        name = type(error).__name__ if error is not None else ""
+        elapsed_s, history = monotonic() - self.started, tuple(self.history)
+        record = CallRecord(self.request.method, self.url, self.upstream.host, outcome, history, elapsed_s, name)
+        detail = error.detail if isinstance(error, HttpError) else self.settings.redactor.text(str(error or ""))
+        log_call(logging.DEBUG if error is None else logging.ERROR, record, detail)
+        for observe in self.shared.observers:
+            tell(observe, record)
+
+    def end_stream(self, outcome: str, error: AegisError | None, received_bytes: int) -> None:
+        """The reader of the rest is done with it, one way or the other."""
+        rest, self.rest = self.rest, None
+        assert rest is not None
+        rest.release()
+        last = self.history[-1]
+        self.upstream.tally.body_bytes += received_bytes - last.body_bytes
+        self.upstream.tally.in_flight -= 1
+        self.history[-1] = replace(last, body_bytes=received_bytes, elapsed_s=monotonic() - self.sent_at)
+        self.end(outcome, error)
+
+    def broken(self, failure: Failure) -> tuple[str, HttpError]:
+        """What it means that the rest of a body did not come."""
+        outcome = failed(failure, self._error, idempotent=self.request.idempotent)
+        assert outcome.error is not None
+        return outcome.name, outcome.error
 
     async def _attempts(self) -> tuple[Outcome, AegisError | None]:
         last: Outcome | None = None
@@ -68,6 +104,7 @@ class Call:
             number += 1
             outcome = await self._attempt(number)
             if isinstance(outcome, Stopped):
+                self.upstream.tally.refusals[outcome.by] += 1
                 if last is None:
                     return Outcome(outcome.by), outcome.error
                 return last.stopped(outcome.by), last.error
@@ -84,7 +121,7 @@ class Call:
             delay_s = self._retry_in_s(outcome, number)
             if delay_s is None:
                 return outcome, outcome.error
-            self.shared.retries += 1
+            self.upstream.tally.retries += 1
             self._log_attempt(logging.WARNING, f"http retry in {delay_s:.3f} s")
             await asyncio.sleep(delay_s)
 
@@ -96,38 +133,42 @@ class Call:
         backoff = policy.throttle_backoff if outcome.throttled else policy.backoff
         delay_s = max(outcome.after_s or 0.0, backoff.delay_s(number))
         if delay_s >= self.deadline - monotonic():
-            outcome.stopped("deadline")
+            self._stop(outcome, "deadline")
             return None
         if not self.upstream.budget.spend(policy.throttle_cost if outcome.throttled else policy.transient_cost):
-            self.shared.budget_refusals += 1
-            outcome.stopped("budget")
+            self._stop(outcome, "budget")
             if outcome.error is not None:
                 outcome.error.retry_budget_exhausted = True
             return None
         return delay_s
+
+    def _stop(self, outcome: Outcome, by: str) -> None:
+        self.upstream.tally.refusals[by] += 1
+        outcome.stopped(by)
 
     async def _attempt(self, number: int) -> Outcome | Stopped:
         """One attempt; `Stopped` when it could not be made, and then nothing was sent."""
         breaker = self.upstream.breaker
         era, wait_s = breaker.enter(monotonic())
         if era < 0:
-            self.shared.circuit_refusals += 1
             reason = f"the circuit of {self.upstream.host} is open; next probe in {wait_s:.1f} s; nothing was sent"
             return Stopped("circuit", self._error(CircuitOpenError, reason, retry_after=wait_s))
         bad, reset = None, False
         try:
-            waited_s = await self._permit()
-            if isinstance(waited_s, Stopped):
-                return waited_s
-            outcome = await self._send(number, waited_s, self.deadline - monotonic())
+            waited_s = 0.0
+            if self.settings.limiter is not None or monotonic() >= self.deadline:
+                permit = await self._permit()
+                if isinstance(permit, Stopped):
+                    return permit
+                waited_s = permit
+            outcome = await self._send(number, waited_s)
             bad, reset = outcome.failed, outcome.reset
         finally:
             breaker.leave(era, monotonic(), failed=bad, reset=reset)
         if bad is False:
             self.upstream.budget.refund(self.settings.retry.refund)
-        if outcome.throttled:
-            self.shared.throttled += 1
-            await self._hold(outcome)
+        elif outcome.after_s:
+            await self._hold(outcome.after_s)
         return outcome
 
     async def _permit(self) -> float | Stopped:
@@ -143,7 +184,7 @@ class Call:
             except TimeoutError:
                 pass  # the limiter overslept: the deadline below says so
         waited_s = monotonic() - began
-        self.shared.permit_wait_s += waited_s
+        self.upstream.tally.permit_wait_s += waited_s
         if error is not None:
             return Stopped("limiter", error)
         if monotonic() >= self.deadline:
@@ -151,36 +192,44 @@ class Call:
             return Stopped("deadline", self._error(HttpTimeoutError, reason))
         return waited_s
 
-    async def _send(self, number: int, waited_s: float, remaining_s: float) -> Outcome:
-        settings, shared, wire = self.settings, self.shared, Wire()
-        shared.attempts += 1
-        began = self.sent_at = monotonic()
-        answer = await send(
-            shared.session(),
-            self.request,
-            wire,
-            timeout_s=min(shared.config.attempt_timeout, remaining_s),
-            body_bytes_max=shared.config.max_body,
-            tls=shared.tls(settings),
-            proxy=self.upstream.proxy,
-        )
+    async def _send(self, number: int, waited_s: float) -> Outcome:
+        tally, began = self.upstream.tally, monotonic()
+        tally.attempts += 1
+        self.sent_at = began
+        try:
+            answer = await self._exchange(min(self.shared.config.attempt_timeout, self.deadline - began))
+        except asyncio.CancelledError:
+            tally.outcomes["cancelled"] += 1
+            raise
         now = monotonic()
         if isinstance(answer, Failure):
-            outcome = failed(answer, self._error, left=wire.sent, idempotent=self.request.idempotent)
+            outcome, size = failed(answer, self._error, idempotent=self.request.idempotent), 0
         else:
-            outcome = self._answered(answer, now)
-        size = len(answer.content) if isinstance(answer, Answer) else 0
-        shared.body_bytes += size
-        reason = outcome.error.detail if outcome.error is not None else ""
-        self.history.append(Attempt(number, outcome.name, answer.status, now - began, waited_s, size, reason))
-        if outcome.error is not None:
-            outcome.error.attempts, outcome.error.history = len(self.history), tuple(self.history)
+            outcome, size = self._answered(answer, now), len(answer.content)
+        error = outcome.error
+        reason = error.detail if error is not None else ""
+        attempt = Attempt(
+            number, outcome.name, answer.status, now - began, waited_s, size, reason, began - self.started
+        )
+        self.history.append(attempt)
+        tally.attempt(attempt)
+        if error is not None:
+            error.attempts, error.history = len(self.history), tuple(self.history)
         if logger.isEnabledFor(logging.DEBUG):
             self._log_attempt(logging.DEBUG, "http attempt")
         return outcome
 
+    def _exchange(self, timeout_s: float) -> Awaitable[Answer | Failure]:
+        """The request and what comes back: from the wire, or from a cassette."""
+        request, route, cassette = self.request, self.upstream.route, self.settings.cassette
+        if route.session.closed:
+            raise ClosedError("HttpClient")
+        if cassette is not None:
+            return cassette.exchange(request, self.settings.redactor, lambda: send(request, route, timeout_s))
+        return begin(request, route, timeout_s) if self.streaming else send(request, route, timeout_s)
+
     def _answered(self, answer: Answer, now: float) -> Outcome:
-        """A complete answer, by what it means."""
+        """An answer, by what it means."""
         profile = self.settings.profile
         response = Response(
             answer.status,
@@ -195,10 +244,19 @@ class Call:
         )
         idempotent = self.request.idempotent
         if self.settings.redirects_max and idempotent and answer.status in REDIRECTS and "Location" in answer.headers:
+            if answer.rest is not None:
+                answer.rest.release()
             return Outcome("redirect", response, moved_to=answer.headers["Location"])
+        if answer.rest is not None:
+            self.rest = answer.rest
+            return Outcome("ok", response)
         if profile is None:
             return by_status(response, idempotent=idempotent)
-        return by_verdict(profile.classify(self.request, response), response, self._error, idempotent=idempotent)
+        try:
+            verdict = profile.classify(self.request, response)
+        except Exception as exc:  # noqa: BLE001 - a fault of the profile must not hide that an order may be executed
+            return unreadable(exc, profile.name, response, self._error, idempotent=idempotent)
+        return by_verdict(verdict, response, self._error, idempotent=idempotent)
 
     def _move(self, outcome: Outcome) -> HttpError | None:
         """Go where the redirect points, so that the next attempt is for that place and its breaker; or say why not."""
@@ -233,15 +291,16 @@ class Call:
         self.request = replace(self.request, headers=fresh)
         return True
 
-    async def _hold(self, outcome: Outcome) -> None:
+    async def _hold(self, seconds: float) -> None:
         """Tell every process to pause. A limiter that cannot be reached does not spoil the answer we have."""
         settings = self.settings
-        if settings.limiter is None or not outcome.after_s:
+        if settings.limiter is None:
             return
-        seconds = min(outcome.after_s, settings.limit.hold_max)
         try:
             async with asyncio.timeout(max(0.0, self.deadline - monotonic())):
-                await settings.limiter.hold(settings.limit, seconds, key=settings.limit_key)
+                await settings.limiter.hold(
+                    settings.limit, min(seconds, settings.limit.hold_max), key=settings.limit_key
+                )
         except (AegisError, TimeoutError) as exc:
             self._log_attempt(logging.WARNING, f"http hold not shared ({type(exc).__name__})")
 
@@ -262,10 +321,3 @@ class Call:
 
     def _log_attempt(self, level: int, event: str) -> None:
         log_attempt(level, event, self.request.method, self.url, self.history[-1])
-
-    def _log_call(self, level: int, outcome: Outcome, error: AegisError | None = None) -> None:
-        detail = error.detail if isinstance(error, HttpError) else self.settings.redactor.text(str(error or ""))
-        elapsed_s = monotonic() - self.started
-        log_call(
-            level, self.request.method, self.url, self.history, outcome=outcome.name, elapsed_s=elapsed_s, detail=detail
-        )

@@ -8,10 +8,9 @@ comes here is masked already.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
-from aegis.http.records import Attempt
+from aegis.http.records import Attempt, CallRecord, Observe
 
 logger = logging.getLogger("aegis.http")
 logger.addHandler(logging.NullHandler())
@@ -32,21 +31,27 @@ def log_attempt(level: int, event: str, method: str, url: str, attempt: Attempt)
     _log(level, event, fields, attempt.reason)
 
 
-def log_call(
-    level: int, method: str, url: str, history: Sequence[Attempt], *, outcome: str, elapsed_s: float, detail: str
-) -> None:
+def log_call(level: int, call: CallRecord, detail: str) -> None:
     """One line about the whole call."""
     fields = {
-        "http_method": method,
-        "http_url": url,
-        "http_attempts": len(history),
-        "http_permit_wait_s": sum(attempt.permit_wait_s for attempt in history),
-        "http_status": history[-1].status if history else None,
-        "http_bytes": sum(attempt.body_bytes for attempt in history),
-        "http_elapsed_s": elapsed_s,
-        "http_outcome": outcome,
+        "http_method": call.method,
+        "http_url": call.url,
+        "http_attempts": len(call.attempts),
+        "http_permit_wait_s": sum(attempt.permit_wait_s for attempt in call.attempts),
+        "http_status": call.attempts[-1].status if call.attempts else None,
+        "http_bytes": sum(attempt.body_bytes for attempt in call.attempts),
+        "http_elapsed_s": call.elapsed_s,
+        "http_outcome": call.outcome,
     }
     _log(level, "http call failed" if level >= logging.ERROR else "http call", fields, detail)
+
+
+def tell(observe: Observe, call: CallRecord) -> None:
+    """Let an observer know. Its failure is its own: the call has ended well or badly without it."""
+    try:
+        observe(call)
+    except Exception:
+        logger.exception("an observer of the HTTP client failed")
 
 
 def _log(level: int, event: str, fields: dict[str, Any], detail: str) -> None:

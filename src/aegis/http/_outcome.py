@@ -7,12 +7,14 @@ leave, and whether it may be repeated. Everything that nobody can know ends in `
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from aegis.errors import (
     AegisError,
     AmbiguousOutcomeError,
+    BodyDecodeError,
     BodyTooLargeError,
     HttpConnectionError,
     HttpError,
@@ -73,17 +75,29 @@ class MakeError(Protocol):
         ...
 
 
-def failed(failure: Failure, error: MakeError, *, left: bool, idempotent: bool) -> Outcome:
+def failed(failure: Failure, error: MakeError, *, idempotent: bool) -> Outcome:
     """A request without a complete answer."""
     if failure.kind == "too_large":
         return Outcome("too_large", error=error(BodyTooLargeError, failure.reason))
     if failure.kind == "invalid":
         return Outcome("invalid", error=error(RejectedError, failure.reason), failed=None)
-    if left and not idempotent:
+    if failure.left and not idempotent:
         reason = f"{failure.reason}; the request had left, so whether it was executed is unknown"
         return Outcome("ambiguous", error=error(AmbiguousOutcomeError, reason), failed=True, reset=failure.reset)
     kind = HttpTimeoutError if failure.kind == "timeout" else HttpConnectionError
     return Outcome(failure.kind, error=error(kind, failure.reason), retry=True, failed=True, reset=failure.reset)
+
+
+def unreadable(exc: Exception, profile: str, response: Response, error: MakeError, *, idempotent: bool) -> Outcome:
+    """A classifier that failed: named with the place, but without its words, which may hold the answer's."""
+    place = ""
+    for frame in traceback.extract_tb(exc.__traceback__)[-1:]:
+        place = f" in {frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    reason = f"profile {profile!r} cannot read the answer: {type(exc).__name__}{place}"
+    if idempotent:
+        return Outcome("unreadable", response, error(BodyDecodeError, reason, response), failed=None)
+    reason += "; whether the request was executed is unknown"
+    return Outcome("ambiguous", response, error(AmbiguousOutcomeError, reason, response), failed=None)
 
 
 def by_status(response: Response, *, idempotent: bool) -> Outcome:
@@ -117,5 +131,5 @@ def by_verdict(verdict: Verdict, response: Response, error: MakeError, *, idempo
     if isinstance(verdict, Transient) and (idempotent or verdict.executed is False):
         return Outcome("transient", response, end(TransientError), True, after_s, failed=True)
     if isinstance(verdict, Ambiguous) and idempotent:
-        return Outcome("ambiguous", response, end(TransientError), True, after_s, failed=True)
+        return Outcome("transient", response, end(TransientError), True, after_s, failed=True)
     return Outcome("ambiguous", response, end(AmbiguousOutcomeError), failed=True)

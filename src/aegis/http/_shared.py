@@ -15,14 +15,17 @@ from aegis.config import HttpConfig
 from aegis.errors import ClosedError
 from aegis.http._proxy import proxies_of_environment, proxy_for
 from aegis.http._renewal import Renewal
-from aegis.http._wire import legacy_rsa_context, open_session
+from aegis.http._tally import Tally, total
+from aegis.http._wire import Route, legacy_rsa_context, open_session
 from aegis.http.breaker import Breaker, BreakerPolicy
+from aegis.http.cassette import Cassette
 from aegis.http.profile import Profile
-from aegis.http.records import Limiter
+from aegis.http.records import HttpStats, Limiter, Observe
 from aegis.http.redact import Redactor
 from aegis.http.retry import RetryBudget, RetryPolicy
 
 _UPSTREAMS_MAX = 1024
+_OTHERS = "(others)"  #: the tally of all hosts beyond the bound
 _DEFAULT_BREAKER = BreakerPolicy()
 
 
@@ -40,6 +43,7 @@ class Settings:
     renewal: Renewal | None = None
     tls: ssl.SSLContext | None = None
     redirects_max: int = 0
+    cassette: Cassette | None = None
     upstreams: dict[str, Upstream] = field(default_factory=dict, init=False, repr=False)  #: found before, by origin
 
     @property
@@ -48,14 +52,15 @@ class Settings:
         return self.breaker or (self.profile and self.profile.breaker) or _DEFAULT_BREAKER
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Upstream:
-    """One host's breaker and budget, and the proxy on the way to it."""
+    """One host as one client sees it: breaker, budget and counts, which are shared, and the way there."""
 
     host: str
     breaker: Breaker
     budget: RetryBudget
-    proxy: str | None = field(default=None, repr=False)  #: may hold a password
+    tally: Tally
+    route: Route
 
 
 class Shared:
@@ -63,11 +68,10 @@ class Shared:
 
     def __init__(self, config: HttpConfig) -> None:
         self.config = config
-        self.calls = self.attempts = self.retries = self.failures = 0
-        self.throttled = self.ambiguous = self.circuit_refusals = self.budget_refusals = 0
-        self.permit_wait_s, self.body_bytes, self.in_flight = 0.0, 0, 0
-        self.upstreams: dict[tuple[str, str, BreakerPolicy, float], Upstream] = {}
+        self.observers: list[Observe] = []
         self.flights: set[asyncio.Task[Any]] = set()  #: renewals in progress; they outlive the call that began them
+        self._guards: dict[tuple[str, str, BreakerPolicy, float], tuple[Breaker, RetryBudget]] = {}
+        self._tallies: dict[str, Tally] = {}
         self._proxies: dict[str, str] = {}
         self._session: aiohttp.ClientSession | None = None
         self._legacy: ssl.SSLContext | None = None
@@ -97,39 +101,44 @@ class Shared:
         return self._session
 
     def upstream(self, url: str, settings: Settings) -> Upstream:
-        """Breaker and budget of the URL's host under these settings."""
+        """The URL's host under these settings."""
         origin = "/".join(url.split("/", 3)[:3])
         found = settings.upstreams.get(origin)
-        if found is None:
+        if found is None or found.route.session is not self._session:
             if len(settings.upstreams) >= _UPSTREAMS_MAX:
                 settings.upstreams.clear()
             found = settings.upstreams[origin] = self._upstream(url, settings)
         return found
 
-    def circuits(self) -> dict[str, str]:
-        """The state of every host's breaker; of several, the one least closed."""
-        states: dict[str, str] = {}
-        for upstream in self.upstreams.values():
-            state, known = upstream.breaker.state, states.get(upstream.host, "closed")
-            states[upstream.host] = max(known, state, key=("closed", "half-open", "open").index)
-        return states
+    def stats(self) -> HttpStats:
+        """Totals, and those of every host."""
+        guards: dict[str, list[tuple[Breaker, RetryBudget]]] = {}
+        for (_, host, _, _), pair in self._guards.items():
+            guards.setdefault(host, []).append(pair)
+        return total(
+            {
+                host: tally.stats((one for one, _ in guards.get(host, ())), (one for _, one in guards.get(host, ())))
+                for host, tally in self._tallies.items()
+            }
+        )
 
     def _upstream(self, url: str, settings: Settings) -> Upstream:
         host = ""
         with contextlib.suppress(ValueError):  # not a URL: sending it will say so
             host = urlsplit(url).netloc.rpartition("@")[2].lower()
-        policy = settings.breaker_policy
-        key = (url.partition(":")[0].lower(), host, policy, settings.retry.budget_tokens)
-        found = self.upstreams.get(key)
-        if found is None:
-            if len(self.upstreams) >= _UPSTREAMS_MAX:
-                self.upstreams.pop(next(iter(self.upstreams)))
-            budget, proxy = RetryBudget(settings.retry.budget_tokens), proxy_for(url, host, self._proxies)
-            found = Upstream(host, Breaker(policy), budget, proxy)
-            self.upstreams[key] = found
-        return found
+        policy, tokens = settings.breaker_policy, settings.retry.budget_tokens
+        key = (url.partition(":")[0].lower(), host, policy, tokens)
+        guard = self._guards.get(key)
+        if guard is None:
+            if len(self._guards) >= _UPSTREAMS_MAX:
+                self._guards.pop(next(iter(self._guards)))
+            guard = self._guards[key] = (Breaker(policy), RetryBudget(tokens))
+        counted = host if host in self._tallies or len(self._tallies) < _UPSTREAMS_MAX else _OTHERS
+        tally = self._tallies.setdefault(counted, Tally())
+        proxy = proxy_for(url, host, self._proxies)
+        return Upstream(host, *guard, tally, Route(self.session(), self._tls(settings), proxy, self.config.max_body))
 
-    def tls(self, settings: Settings) -> ssl.SSLContext | bool:
+    def _tls(self, settings: Settings) -> ssl.SSLContext | bool:
         """The TLS rules that apply: the caller's context, the profile's, or aiohttp's verifying default."""
         if settings.tls is not None:
             return settings.tls

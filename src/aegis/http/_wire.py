@@ -1,7 +1,7 @@
 """
 One request on the wire, and its answer or its failure as a record; nothing is raised but cancellation.
 
-aiohttp silently re-sends an idempotent request whose kept-alive connection was dropped. A client middleware (`Wire`)
+aiohttp silently re-sends an idempotent request whose kept-alive connection was dropped. A client middleware (`_Wire`)
 stands inside that loop and turns the two errors it reacts to into one that it does not know, so a call of `send` is at
 most one request. The same object learns whether the request began to leave, from a request class that notes it; tracing
 hooks say it too, at a tenth of the whole call's cost. Failures come back as records, not exceptions: a driver's
@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import io
 import ssl
-from dataclasses import dataclass
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
@@ -22,16 +23,22 @@ from aiohttp.connector import Connection
 from multidict import CIMultiDict
 from yarl import URL
 
-from aegis.http.profile import Request
+from aegis.http.profile import Content, Request
 
 #: AEAD suites, RSA key exchange included, for servers without forward secrecy. Verification stays on.
 LEGACY_RSA_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:AES256-GCM-SHA384:AES128-GCM-SHA256"
+#: An answer of a stream that is no longer than this is read and classified like any other: errors are short.
+STREAM_HEAD_BYTES = 1 << 16
 
 _LARGE_BODY_BYTES = 1 << 20
 
 
 class _LostError(Exception):
     """The connection broke; named so that aiohttp does not send the request again."""
+
+
+#: What aiohttp raises, and what it lets through of the sockets and of requests that cannot be written.
+_DRIVER_ERRORS = (_LostError, aiohttp.ClientError, OSError, ValueError, TypeError)
 
 
 class _NotedRequest(ClientRequest):
@@ -44,8 +51,8 @@ class _NotedRequest(ClientRequest):
         return await super().send(conn)
 
 
-class Wire:
-    """The middleware of one request: it is sent at most once, and `sent` says whether it began to leave."""
+class _Wire:
+    """The middleware of one request: it is sent at most once, and `left` says whether it began to leave."""
 
     __slots__ = ("_request",)
 
@@ -53,7 +60,7 @@ class Wire:
         self._request: ClientRequest | None = None
 
     @property
-    def sent(self) -> bool:
+    def left(self) -> bool:
         """Whether a byte may have left."""
         return getattr(self._request, "left", False)
 
@@ -70,11 +77,12 @@ class Wire:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A complete answer."""
+    """An answer: complete, or with `rest` still on the wire, which whoever holds it must close."""
 
     status: int
     headers: CIMultiDict[str]
     content: bytes
+    rest: ClientResponse | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,17 @@ class Failure:
     reason: str
     status: int | None = None
     reset: bool = False  #: the other side broke the connection before it answered
+    left: bool = True  #: a byte of the request may have left
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How requests of one kind travel."""
+
+    session: aiohttp.ClientSession
+    tls: ssl.SSLContext | bool
+    proxy: str | None = field(repr=False)
+    body_bytes_max: int
 
 
 def open_session(*, connections_max: int, per_host_max: int, connect_timeout_s: float) -> Any:
@@ -104,59 +123,105 @@ def legacy_rsa_context(cafile: str | None = None) -> ssl.SSLContext:
     return context
 
 
-async def send(
-    session: aiohttp.ClientSession,
-    request: Request,
-    wire: Wire,
-    *,
-    timeout_s: float,
-    body_bytes_max: int,
-    tls: ssl.SSLContext | bool,
-    proxy: str | None = None,
-) -> Answer | Failure:
+async def send(request: Request, route: Route, timeout_s: float) -> Answer | Failure:
     """Send once, read the body within its cap, and say what came of it."""
-    status: int | None = None
+    wire, status = _Wire(), None
     try:
-        async with (
-            asyncio.timeout(timeout_s),
-            session.request(
-                request.method,
-                URL(request.url, encoded=True),
-                data=_payload(request.content),
-                headers=request.headers,
-                allow_redirects=False,
-                ssl=tls,
-                middlewares=(wire,),
-                proxy=proxy,
-            ) as response,
-        ):
+        async with asyncio.timeout(timeout_s), _asked(request, route, wire) as response:
             status = response.status
-            content = b"" if request.method == "HEAD" else await _read(response, body_bytes_max)
+            content = b"" if request.method == "HEAD" else await _read(response, route.body_bytes_max)
             if content is None:
                 response.close()
-                return Failure("too_large", f"the body is larger than {body_bytes_max} bytes", status)
+                return _too_large(route.body_bytes_max, status)
             return Answer(status, CIMultiDict(response.headers), content)
-    except aiohttp.ConnectionTimeoutError:
-        return Failure("connect", "no connection within HTTP_CONNECT_TIMEOUT")
+    except _DRIVER_ERRORS as exc:
+        return _failure(exc, request, status, left=wire.left, timeout_s=timeout_s)
+
+
+async def begin(request: Request, route: Route, timeout_s: float) -> Answer | Failure:
+    """Send once; a short answer or one that is an error is read whole, of another the rest stays on the wire."""
+    wire, status, response = _Wire(), None, None
+    kept = False
+    try:
+        async with asyncio.timeout(timeout_s):
+            response = await _asked(request, route, wire)
+            status, headers = response.status, CIMultiDict(response.headers)
+            head = b"" if request.method == "HEAD" else await _head(response)
+            if response.content.at_eof() or request.method == "HEAD":
+                return Answer(status, headers, head)
+            if status < 400:
+                kept = True
+                return Answer(status, headers, head, response)
+            content = await _read(response, route.body_bytes_max, head)
+            return _too_large(route.body_bytes_max, status) if content is None else Answer(status, headers, content)
+    except _DRIVER_ERRORS as exc:
+        return _failure(exc, request, status, left=wire.left, timeout_s=timeout_s)
+    finally:
+        if response is not None and not kept:
+            response.release()
+
+
+async def next_chunk(rest: ClientResponse, timeout_s: float) -> bytes | Failure:
+    """What came next of a body; empty at its end."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await rest.content.readany()
     except TimeoutError:
-        return Failure("timeout", f"no complete answer within {timeout_s:.3f} s", status)
-    except aiohttp.ClientConnectorError as exc:
+        return Failure("timeout", f"the body stalled or did not end within {timeout_s:.3f} s", rest.status)
+    except (aiohttp.ClientError, OSError):
+        return Failure("broken", "the body broke off or cannot be decompressed", rest.status)
+
+
+def _asked(request: Request, route: Route, wire: _Wire) -> Any:
+    return route.session.request(
+        request.method,
+        URL(request.url, encoded=True),
+        data=_payload(request.content),
+        headers=request.headers,
+        allow_redirects=False,
+        ssl=route.tls,
+        middlewares=(wire,),
+        proxy=route.proxy,
+    )
+
+
+def _too_large(body_bytes_max: int, status: int) -> Failure:
+    return Failure("too_large", f"the body is larger than {body_bytes_max} bytes", status)
+
+
+def _failure(exc: Exception, request: Request, status: int | None, *, left: bool, timeout_s: float) -> Failure:
+    """What an exception of the driver means."""
+    if isinstance(exc, aiohttp.ConnectionTimeoutError):
+        return Failure("connect", "no connection within HTTP_CONNECT_TIMEOUT", left=left)
+    if isinstance(exc, TimeoutError):
+        return Failure("timeout", f"no complete answer within {timeout_s:.3f} s", status, left=left)
+    if isinstance(exc, aiohttp.ClientConnectorError):
         reset = isinstance(exc.os_error, ConnectionResetError)
-        return Failure("connect", f"cannot connect to {exc.host}:{exc.port}: {_cause(exc)}", reset=reset)
-    except _LostError as exc:
-        return Failure("lost", f"the connection was lost: {exc}", status, reset=True)
-    except aiohttp.ClientPayloadError:
-        return Failure("lost" if status is None else "broken", "the body broke off or cannot be decompressed", status)
-    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, ValueError, TypeError) as exc:
-        invalid = not wire.sent or _unsendable(request)
-        return Failure("invalid" if invalid else "broken", f"not a request that can be sent: {type(exc).__name__}")
-    except (aiohttp.ClientError, OSError) as exc:
-        return Failure("lost", f"{type(exc).__name__}", status)
+        return Failure("connect", f"cannot connect to {exc.host}:{exc.port}: {_cause(exc)}", reset=reset, left=left)
+    if isinstance(exc, _LostError):
+        return Failure("lost", f"the connection was lost: {exc}", status, reset=True, left=left)
+    if isinstance(exc, aiohttp.ClientPayloadError):
+        kind = "lost" if status is None else "broken"
+        return Failure(kind, "the body broke off or cannot be decompressed", status, left=left)
+    if isinstance(exc, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError, ValueError, TypeError)):
+        kind = "invalid" if not left or _unsendable(request) else "broken"
+        return Failure(kind, f"not a request that can be sent: {type(exc).__name__}", left=left)
+    return Failure("lost", type(exc).__name__, status, left=left)
 
 
-def _payload(content: bytes | None) -> bytes | io.BytesIO | None:
-    """The body as aiohttp likes it: it warns of large bytes, and takes a file of them in pieces."""
-    return io.BytesIO(content) if content is not None and len(content) > _LARGE_BODY_BYTES else content
+def _payload(content: Content | None) -> Any:
+    """The body as aiohttp likes it: it warns of large bytes, and takes a file or an async iterator in pieces."""
+    if content is None:
+        return None
+    if isinstance(content, bytes):
+        return io.BytesIO(content) if len(content) > _LARGE_BODY_BYTES else content
+    source = content()
+    return source if isinstance(source, AsyncIterable) else _pieces(source)
+
+
+async def _pieces(source: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in source:
+        yield piece
 
 
 def _unsendable(request: Request) -> bool:
@@ -169,17 +234,28 @@ def _cause(exc: aiohttp.ClientConnectorError) -> str:
     return exc.os_error.strerror or type(exc.os_error).__name__
 
 
-async def _read(response: ClientResponse, body_bytes_max: int) -> bytes | None:
+async def _read(response: ClientResponse, body_bytes_max: int, head: bytes = b"") -> bytes | None:
     """The body, or None as soon as it is known to be above the cap, on the wire or decoded."""
     length = response.content_length
     if length is not None and length > body_bytes_max:
         return None
-    if length is not None and "Content-Encoding" not in response.headers:
+    if length is not None and not head and "Content-Encoding" not in response.headers:
         return await response.read()
-    chunks, size = [], 0
-    async for chunk in response.content.iter_any():
+    chunks, size, content = [head], len(head), response.content
+    async for chunk in content.iter_any():
         size += len(chunk)
-        if size > body_bytes_max:
+        if max(size, content.total_raw_bytes) > body_bytes_max:
             return None
         chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _head(response: ClientResponse) -> bytes:
+    """The first bytes of a body, up to `STREAM_HEAD_BYTES` and a chunk more."""
+    chunks, size = [], 0
+    async for chunk in response.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size >= STREAM_HEAD_BYTES:
+            break
     return b"".join(chunks)

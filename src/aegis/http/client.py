@@ -8,25 +8,33 @@ and by our own rules: every client that was looked at forwards `appkey` to anoth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from math import isnan
 from ssl import SSLContext
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 from urllib.parse import urlencode
 
 import msgspec
 from multidict import CIMultiDict
+from pydantic import SecretStr
 
 from aegis.config import HttpConfig
-from aegis.errors import RejectedError
+from aegis.errors import OneShotBodyError, RejectedError
 from aegis.http._call import Call
 from aegis.http._renewal import Renewal
 from aegis.http._shared import Settings, Shared
 from aegis.http._url import ascii_url, query_of, without_controls
 from aegis.http.breaker import BreakerPolicy
-from aegis.http.profile import Profile, Request, Response
-from aegis.http.records import HttpStats, Limiter, LimitT, Renew
+from aegis.http.cassette import Cassette
+from aegis.http.profile import Content, Profile, Request, Response
+from aegis.http.records import HttpStats, Limiter, LimitT, Observe, Renew
 from aegis.http.retry import IDEMPOTENT_METHODS, RetryPolicy
+from aegis.http.stream import StreamedResponse
+
+#: What a caller may give as a body: text goes out as UTF-8; an iterator can be read once, so it is sent at most once.
+Body: TypeAlias = Content | str | bytearray | memoryview | Iterable[bytes] | AsyncIterable[bytes]
 
 _DEFAULT_HEADERS = {"User-Agent": "aegis"}
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+").fullmatch  # a token of RFC 9110 5.6.2
@@ -54,7 +62,7 @@ class HttpClient:
     def __repr__(self) -> str:
         profile = self._settings.profile.name if self._settings.profile else None
         limit = self._settings.limit.name if self._settings.limit else None
-        return f"HttpClient(profile={profile!r}, limit={limit!r}, in_flight={self._shared.in_flight})"
+        return f"HttpClient(profile={profile!r}, limit={limit!r}, in_flight={self.stats().in_flight})"
 
     # --- derive ---
 
@@ -79,9 +87,10 @@ class HttpClient:
         redactor = self._settings.redactor.with_names(profile.secret_names)
         return self._derive(replace(self._settings, profile=profile, redactor=redactor))
 
-    def with_secrets(self, names: Iterable[str]) -> HttpClient:
-        """A client that masks these names as well."""
-        return self._derive(replace(self._settings, redactor=self._settings.redactor.with_names(names)))
+    def with_secrets(self, names: Iterable[str] = (), values: Iterable[str | SecretStr] = ()) -> HttpClient:
+        """A client that masks the values of these names as well, and these values wherever they stand."""
+        plain = [value.get_secret_value() if isinstance(value, SecretStr) else value for value in values]
+        return self._derive(replace(self._settings, redactor=self._settings.redactor.with_names(names, plain)))
 
     def with_reauth(self, reauth: Renew) -> HttpClient:
         """
@@ -104,6 +113,14 @@ class HttpClient:
         """A client with its own TLS rules."""
         return self._derive(replace(self._settings, tls=context))
 
+    def with_cassette(self, cassette: Cassette) -> HttpClient:
+        """A client that records what it is answered, or is answered from a recording, as the cassette says."""
+        return self._derive(replace(self._settings, cassette=cassette))
+
+    def observe(self, observe: Observe) -> None:
+        """Call `observe` with the record of every call of this client and all that share its pool, from now on."""
+        self._shared.observers.append(observe)
+
     # --- call ---
 
     async def get(self, url: str, **options: Any) -> Response:
@@ -111,9 +128,9 @@ class HttpClient:
         return await self.request("GET", url, **options)
 
     async def post(
-        self, url: str, content: bytes | str = b"", content_type: str = "application/octet-stream", **options: Any
+        self, url: str, content: Body = b"", content_type: str = "application/octet-stream", **options: Any
     ) -> Response:
-        """POST bytes or text (as UTF-8)."""
+        """POST bytes or text (as UTF-8), or pieces of bytes; see `request`."""
         return await self.request("POST", url, content=content, content_type=content_type, **options)
 
     async def post_json(self, url: str, obj: Any, **options: Any) -> Response:
@@ -132,7 +149,7 @@ class HttpClient:
         *,
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
-        content: bytes | str | None = None,
+        content: Body | None = None,
         content_type: str | None = None,
         timeout: float | None = None,
         idempotent: bool | None = None,
@@ -140,19 +157,72 @@ class HttpClient:
         """
         One call: up to `RetryPolicy.attempts` requests within `timeout` seconds, permit waits and bodies included.
 
-        `idempotent=True` allows a POST to be repeated. Bodies are bytes or text, so every attempt sends the same.
+        `idempotent=True` allows a POST to be repeated. A body is bytes or text, or a function that gives its pieces
+        from the beginning each time, so that every attempt sends the same.
 
         Raises:
             RejectedError: the upstream refused it, or it is no request that can be sent (a line break in a header).
+            OneShotBodyError: the body is an iterator, and this client may have to send it twice; nothing was sent.
             RateLimitTimeoutError: no permit within the deadline; nothing was sent.
             CircuitOpenError: the upstream failed too often; nothing was sent.
             AmbiguousOutcomeError: a request that must not be repeated left, and its outcome is unknown.
             HttpError: any other end, see its subclasses; the last answer is in `response`.
         """
+        request = self._request(
+            method,
+            url,
+            params=params,
+            headers=headers,
+            content=content,
+            content_type=content_type,
+            idempotent=idempotent,
+        )
+        return await Call(self._shared, self._settings, request, self._timeout_s(timeout)).run()
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        body_bytes_max: int | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> AsyncIterator[StreamedResponse]:
+        """
+        `async with http.stream("GET", url) as response:` gives the answer as soon as its body begins.
+
+        Attempts, errors and options are those of `request`; `timeout` bounds the whole, the reading included, so give
+        a large file the time it needs. `body_bytes_max` bounds the decoded body; None takes any length.
+        """
+        request = self._request(method, url, **options)
+        call = Call(self._shared, self._settings, request, self._timeout_s(timeout), streaming=True)
+        response = StreamedResponse(call, await call.run(), body_bytes_max)
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def stats(self) -> HttpStats:
+        """Totals of this client and all that share its pool."""
+        return self._shared.stats()
+
+    def _request(
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: Body | None = None,
+        content_type: str | None = None,
+        idempotent: bool | None = None,
+    ) -> Request:
+        """The request as it goes out; refused here if it cannot."""
         settings, method = self._settings, method.upper()
         self._shared.session()
         if _METHOD(method) is None:
-            raise RejectedError(f"{method!r} is no method", url=self._settings.redactor.url(url))
+            raise RejectedError(f"{method!r} is no method", url=settings.redactor.url(url))
         plain = ascii_url(url)
         if plain is None:
             shown = without_controls(settings.redactor.url(url))
@@ -167,29 +237,34 @@ class HttpClient:
             all_headers["Content-Type"] = content_type
         if headers:
             all_headers.update(headers)
-        body = content.encode() if isinstance(content, str) else content
         repeatable = method in IDEMPOTENT_METHODS if idempotent is None else idempotent
-        request = Request(method, url, all_headers, body, repeatable)
-        timeout_s = self._shared.config.timeout if timeout is None else timeout
-        return await Call(self._shared, settings, request, timeout_s).run()
+        body = None if content is None else self._replayable(method, url, content)
+        return Request(method, url, all_headers, body, repeatable)
 
-    def stats(self) -> HttpStats:
-        """Totals of this client and all that share its pool."""
-        shared = self._shared
-        return HttpStats(
-            shared.calls,
-            shared.attempts,
-            shared.retries,
-            shared.failures,
-            shared.throttled,
-            shared.ambiguous,
-            shared.circuit_refusals,
-            shared.budget_refusals,
-            shared.permit_wait_s,
-            shared.body_bytes,
-            shared.in_flight,
-            shared.circuits(),
-        )
+    def _replayable(self, method: str, url: str, content: Body) -> Content:
+        """The body in a form that every attempt can send."""
+        if isinstance(content, str):
+            return content.encode()
+        if isinstance(content, bytes | bytearray | memoryview):
+            return bytes(content)
+        if callable(content):
+            return content
+        settings = self._settings
+        if settings.retry.attempts > 1 or settings.renewal is not None or settings.redirects_max:
+            reason = (
+                f"a {type(content).__name__} can be read once, but RetryPolicy.attempts={settings.retry.attempts}: "
+                "pass bytes, a function that gives the pieces anew, or use without_retry()"
+            )
+            raise OneShotBodyError(reason, method, settings.redactor.url(url))
+        pieces = content
+        return lambda: pieces
+
+    def _timeout_s(self, timeout: float | None) -> float:
+        if timeout is None:
+            return self._shared.config.timeout
+        if isnan(timeout):
+            raise ValueError(f"timeout={timeout} is not a number of seconds")
+        return timeout
 
     def _derive(self, settings: Settings) -> HttpClient:
         self._check(settings)
@@ -198,7 +273,14 @@ class HttpClient:
         return derived
 
     def _check(self, settings: Settings) -> None:
-        policy, attempt_s = settings.breaker_policy, self._shared.config.attempt_timeout
+        policy, retry = settings.breaker_policy, settings.retry
+        attempt_s, total_s = self._shared.config.attempt_timeout, self._shared.config.timeout
+        floor_s = min(retry.backoff.floor_s, retry.throttle_backoff.floor_s)
+        if retry.attempts > 1 and floor_s >= total_s:
+            raise ValueError(
+                f"RetryPolicy.attempts={retry.attempts}, but its shortest delay floor_s={floor_s} is not below "
+                f"HTTP_TIMEOUT={total_s}: no second attempt could ever be made"
+            )
         if policy.window_s < 2 * attempt_s:
             raise ValueError(
                 f"BreakerPolicy.window_s={policy.window_s} is below twice HTTP_ATTEMPT_TIMEOUT={attempt_s}: "

@@ -7,7 +7,7 @@ answer means; the client draws the consequence. Status lists were rejected: KIS 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar, overload
 
@@ -20,6 +20,9 @@ from aegis.http.charset import decode
 
 T = TypeVar("T")
 
+#: A body that can be sent again: bytes, or a function that gives its pieces from the beginning each time.
+Content: TypeAlias = bytes | Callable[[], Iterable[bytes] | AsyncIterable[bytes]]
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -28,7 +31,7 @@ class Request:
     method: str
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
-    content: bytes | None = field(default=None, repr=False)
+    content: Content | None = field(default=None, repr=False)
     idempotent: bool = True
 
 

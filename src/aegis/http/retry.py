@@ -32,6 +32,11 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ValueError(f"attempts={self.attempts} must be at least 1")
+        if min(self.transient_cost, self.throttle_cost, self.refund) < 0:
+            raise ValueError(
+                f"transient_cost={self.transient_cost}, throttle_cost={self.throttle_cost}, refund={self.refund}: "
+                "none may be negative"
+            )
         if max(self.transient_cost, self.throttle_cost) > self.budget_tokens:
             raise ValueError(
                 f"budget_tokens={self.budget_tokens} is below the cost of one retry "
