@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import traceback
 
@@ -73,7 +74,7 @@ async def test_a_caller_cancelled_as_the_error_arrives_loses_nothing(redis):
     caller = asyncio.create_task(cache.get_or_set("k", gate.load, int))
     other = asyncio.create_task(cache.get_or_set("k", gate.load, int))
     await gate.began.wait()
-    flight = cache._loads.flights["k"]
+    flight = cache._core.loads.flights["k"]
     gate.open.set()
     while not any(future.done() for future in flight._waiting):
         await asyncio.sleep(0)
@@ -160,6 +161,25 @@ async def test_a_hung_loader_gives_the_key_back(redis):
     )
     assert [type(each) for each in outcomes] == [LoadTimeoutError] * 5
     assert await cache.get_or_set("k", lambda: 1, int) == 1
+    never.set()
+
+
+async def test_hung_loaders_do_not_use_up_the_places(redis):
+    """Loaders that ignore being cancelled are left behind; the bound of concurrent loads does not become a wall."""
+    cache, never = Cache(redis, load_timeout_s=0.1, concurrent_loads=2), asyncio.Event()
+
+    async def hang(*_: object) -> dict[str, int]:
+        while not never.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await never.wait()
+        return {}
+
+    outcomes = await asyncio.gather(
+        cache.get_or_set("a", hang), cache.get_or_set_many(["b", "c"], hang), return_exceptions=True
+    )
+    assert [type(each) for each in outcomes] == [LoadTimeoutError] * 2
+    assert await cache.get_or_set("d", lambda: 1, int) == 1
+    assert await cache.get_or_set_many(["e"], lambda _: {"e": 1}, int) == {"e": 1}
     never.set()
 
 

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
+from aegis.config import RedisConfig
 from aegis.errors import CacheTypeError
-from aegis.redis import Cache
+from aegis.redis import Cache, Redis
 
 
 class Source:
@@ -163,7 +164,7 @@ async def test_a_batch_cancelled_before_it_began_does_not_hang_others(redis):
     cache, source = Cache(redis), Source()
     await cache.get("warm")
     batch = asyncio.create_task(cache.get_or_set_many(["a", "b"], source.load, str))
-    while "a" not in cache._loads.flights:
+    while "a" not in cache._core.loads.flights:
         await asyncio.sleep(0)
     single = asyncio.create_task(cache.get_or_set("a", lambda: "mine", str))
     while cache.stats().joined == 0:
@@ -180,7 +181,7 @@ async def test_many_stale_values_are_served_and_refreshed_by_one_call(redis):
     await cache.get_or_set_many(keys, source.load, str, ttl=10, stale_s=60)
     for key in keys:
         await redis.execute("PEXPIRE", f"aegis:cache:{{{key}}}", 30_000)
-    while any(key in cache._entries for key in keys):
+    while any(key in cache._core.tier.entries for key in keys):
         await asyncio.sleep(0.001)
     assert await cache.get_or_set_many(keys, source.load, str, ttl=10, stale_s=60) == values(*keys)
     async with asyncio.timeout(2):
@@ -189,20 +190,68 @@ async def test_many_stale_values_are_served_and_refreshed_by_one_call(redis):
     assert source.asked == [keys, keys]
 
 
-async def test_many_reads_are_one_round_trip(redis):
-    """However many keys: the question leaves in one write."""
-    cache = Cache(redis, local_entries=0)
-    await cache.set_many({f"k{n}": n for n in range(300)}, tags=("t",))
-    assert await cache.get_many([f"k{n}" for n in range(300)], int) == {f"k{n}": n for n in range(300)}
+class RoundTrips(Redis):
+    """Counts how often somebody begins to wait for the server while nobody else does."""
+
+    count = waiting = 0
+
+    async def execute(self, *args, **kwargs):
+        return await self._counted(super().execute(*args, **kwargs))
+
+    async def pipeline(self, *args, **kwargs):
+        return await self._counted(super().pipeline(*args, **kwargs))
+
+    async def _counted(self, question):
+        self.count += self.waiting == 0
+        self.waiting += 1
+        try:
+            return await question
+        finally:
+            self.waiting -= 1
+
+    async def of(self, call) -> int:
+        before = self.count
+        await call
+        return self.count - before
+
+
+async def test_many_are_one_round_trip(valkey_server):
+    """However many keys: one write, one answer; tags, which lie elsewhere on a cluster, cost one more."""
+    keys = [f"k{n}" for n in range(300)]
+    async with RoundTrips(RedisConfig(url=valkey_server.url)) as redis:
+        cache = Cache(redis, local_entries=0, patience_s=10)
+        await redis.execute("FLUSHALL")
+        await cache.set_many({"warm": 1}, tags=("t",))  # the server knows the scripts
+        await cache.get_or_set("warm2", lambda: 1)
+        values = dict.fromkeys(keys, 1)
+        assert await redis.of(cache.set_many(values)) == 1
+        assert await redis.of(cache.get_many(keys, int)) == 1
+        assert await redis.of(cache.set_many(values, tags=("t",))) == 2
+        assert await redis.of(cache.get_many(keys, int)) == 2
+        assert await redis.of(cache.get_or_set_many(keys, lambda _: 1 // 0, int)) == 2
+        await redis.execute("FLUSHALL")
+        assert await redis.of(cache.get_or_set_many(keys, lambda _: values, int)) == 3  # look, lease, store
+        await redis.execute("FLUSHALL")
+        assert await redis.of(cache.get_or_set_many(keys, lambda _: values, int, tags=("t", "u"))) == 3
+        await redis.execute("SCRIPT", "FLUSH")
+        assert await redis.of(cache.set_many(values)) == 2
+        assert await cache.get_many(keys, int) == values
+
+
+async def test_many_with_tags(redis):
+    """All values of a batch carry its tags and go with them."""
+    cache, source = Cache(redis, local_entries=0), Source()
+    assert await cache.get_or_set_many(["a", "b"], source.load, str, tags=("t", "u", "t")) == values("a", "b")
+    await cache.set_many({"c": "value of c"}, tags=("u",))
+    assert await cache.get_many(["a", "b", "c"], str) == values("a", "b", "c")
     await cache.invalidate("t")
-    assert await cache.get_many([f"k{n}" for n in range(300)], int) == {}
+    assert await cache.get_many(["a", "b", "c"], str) == values("c")
+    assert await cache.get_or_set_many(["a", "b", "c"], source.load, str, tags=("t",)) == values("a", "b", "c")
+    assert source.asked == [["a", "b"], ["a", "b"]]
 
 
 async def test_many_without_redis(valkey_server):
     """Disabled: set_many does nothing, get_many finds nothing, the loader is asked for all."""
-    from aegis.config import RedisConfig
-    from aegis.redis import Redis
-
     async with Redis(RedisConfig(enabled=False)) as redis:
         cache, source = Cache(redis), Source()
         await cache.set_many({"a": 1}, tags=("t",))

@@ -110,6 +110,65 @@ async def test_slow(valkey_server):
         await until(lambda: cache.stats().state == "up")
 
 
+async def test_slow_for_all_questions_together(valkey_server):
+    """Each answer comes in time, but a call needs three: the budget is for all of them, and nobody pays it twice."""
+    async with behind_a_proxy(valkey_server) as (cache, proxy):
+        await cache.get("warm")
+        proxy.slow(0.045)
+        await go_through(cache)
+        await asyncio.sleep(0.5)  # the probe asks meanwhile: one answer is quick enough, a whole call would not be
+        assert cache.stats().state == "down"
+        proxy.slow(0.0)
+        await until(lambda: cache.stats().state == "up")
+
+
+async def test_a_lease_of_unknown_outcome_is_given_back(valkey_server):
+    """The server granted a lease, and its answer was lost: after the recovery nobody waits for that lease to end."""
+    async with (
+        behind_a_proxy(valkey_server, lease_s=10) as (cache, proxy),
+        Redis(RedisConfig(url=valkey_server.url)) as direct,
+    ):
+        await cache.get_or_set("warm", lambda: 1, int)
+        reading = cache._core.reader.read
+
+        async def read(*args, **kwargs):
+            found = await reading(*args, **kwargs)
+            proxy.slow(0.15)  # from now on: arrives in time, is answered too late
+            return found
+
+        cache._core.reader.read = read
+        assert await cache.get_or_set("k", lambda: 1, int) == 1
+        await until(lambda: cache.stats().state == "down")
+        assert await direct.execute("EXISTS", "aegis:lease:{k}") == 1
+        proxy.slow(0.0)
+        await until(lambda: cache.stats().state == "up", 15)
+        value, seconds = await timed(Cache(direct, lease_s=10).get_or_set("k", lambda: 2, int))
+        assert value == 2
+        assert seconds < 5
+
+
+async def test_who_waits_for_another_process_goes_on_when_redis_is_lost(valkey_server):
+    """The lease of another is no reason to wait when nobody can tell us that it ended."""
+    async with (
+        behind_a_proxy(valkey_server, lease_s=10) as (cache, proxy),
+        Redis(RedisConfig(url=valkey_server.url)) as direct,
+    ):
+        other, gate = Cache(direct, lease_s=10), asyncio.Event()
+        leader = asyncio.create_task(other.get_or_set("k", gate.wait, bool))
+        while not await direct.execute("EXISTS", "aegis:lease:{k}"):
+            await asyncio.sleep(0.001)
+        waiting = asyncio.create_task(cache.get_or_set("k", lambda: False, bool))
+        await until(lambda: cache.stats().waited == 1)
+        proxy.refuse()
+        proxy.reset()
+        assert await cache.get("other") is None
+        value, seconds = await timed(waiting)
+        assert value is False
+        assert seconds < 1
+        gate.set()
+        assert await leader is True
+
+
 async def test_restarted():
     """A new server without data: what was loaded there is loaded again, without a restart of ours."""
     with EmbeddedValkey(port=0) as server:

@@ -25,8 +25,8 @@ async def expire(redis, key: str, left_ms: int) -> None:
 
 async def forgotten(cache: Cache, key: str) -> None:
     """Until this process has heard of the change (without a tier it asks for the age of each stored value once)."""
-    cache._reader._soft_at.clear()
-    await until(lambda: key not in cache._entries)
+    cache._core.reader._soft_at.clear()
+    await until(lambda: key not in cache._core.tier.entries)
 
 
 @pytest.mark.parametrize("local_entries", [0, 1000])
@@ -55,7 +55,7 @@ async def test_a_stale_value_is_served_at_once_and_refreshed(redis, local_entrie
     await until(lambda: loads == 2)
     assert await get() == 1
     gate.set()
-    await until(lambda: not cache._loads.flights)
+    await until(lambda: not cache._core.loads.flights)
     async with asyncio.timeout(2):
         while await get() != 2:
             await asyncio.sleep(0.001)

@@ -125,16 +125,16 @@ async def test_a_change_while_the_answer_is_on_its_way_is_not_kept(valkey_server
     ):
         cache = Cache(delayed)
         # The feed goes to the server directly, only answers to questions take the slow way.
-        cache._tether._shelf = _ShelfWithAnotherConfig(cache._shelf, RedisConfig(url=valkey_server.url))
+        cache._core.tether._shelf = _ShelfWithAnotherConfig(cache._core.shelf, RedisConfig(url=valkey_server.url))
         await cache.set("k", "old")
         await warm(cache, "k")
-        cache._tier.drop("k")
+        cache._core.tier.drop("k")
         proxy.slow(0.05)
         reading = asyncio.create_task(cache.get("k", str))
         await asyncio.sleep(0.075)  # the question has arrived (50 ms), its answer has not (100 ms)
         await Cache(redis).set("k", "new")
         assert await reading == "old"
-        assert "k" not in cache._entries
+        assert "k" not in cache._core.tier.entries
         assert await cache.get("k", str) == "new"
 
 
@@ -161,7 +161,7 @@ async def test_a_lost_link_is_not_trusted_for_long(valkey_server, redis, fault):
         Redis(RedisConfig(url=valkey_server.url)) as direct,
     ):
         cache = Cache(direct)
-        cache._tether._shelf = _ShelfWithAnotherConfig(cache._shelf, RedisConfig(url=proxy.url))
+        cache._core.tether._shelf = _ShelfWithAnotherConfig(cache._core.shelf, RedisConfig(url=proxy.url))
         await cache.set("k", "old")
         await warm(cache, "k")
         broken_at = time.monotonic()
@@ -176,7 +176,7 @@ async def test_a_lost_link_is_not_trusted_for_long(valkey_server, redis, fault):
         while await cache.get("k", str) == "old":
             assert time.monotonic() - broken_at < 3.0
             await asyncio.sleep(0.01)
-        await until(lambda: not cache._entries, 3.0 - (time.monotonic() - broken_at))
+        await until(lambda: not cache._core.tier.entries, 3.0 - (time.monotonic() - broken_at))
         assert not cache.stats().local_trusted
         proxy.heal()
         proxy.accept()
@@ -224,7 +224,7 @@ async def test_bounds_hold_and_what_is_used_stays(redis):
     stats = cache.stats()
     assert stats.local_entries <= 100
     assert stats.evictions > 300
-    assert "hot" in cache._entries
+    assert "hot" in cache._core.tier.entries
 
 
 async def test_bytes_are_bounded(redis):
@@ -238,8 +238,8 @@ async def test_bytes_are_bounded(redis):
         await cache.get(f"k{n}", bytes)
     await cache.get("large", bytes)
     assert 20_000 < cache.stats().local_bytes <= 100_000
-    assert "large" not in cache._entries
-    for key in list(cache._entries):
+    assert "large" not in cache._core.tier.entries
+    for key in list(cache._core.tier.entries):
         await cache.delete(key)
     assert cache.stats().local_bytes == 0
 

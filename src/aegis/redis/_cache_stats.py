@@ -7,8 +7,7 @@ from datetime import timedelta
 
 Lifetime = float | timedelta
 
-_MS_MIN = 1
-_MS_MAX = 32_000_000_000_000  # a thousand years; far above, Redis refuses what overflows its 64 bits
+TIME_MAX_S = 32_000_000_000  #: a thousand years; far above, Redis refuses what overflows its 64 bits
 
 
 class TTL:
@@ -28,9 +27,9 @@ def milliseconds(time: Lifetime, key: str, name: str = "ttl") -> int:
         ValueError: it is zero, negative, less than a millisecond or more than a thousand years; names the key.
     """
     seconds = time.total_seconds() if isinstance(time, timedelta) else time
-    ms = round(seconds * 1000) if 0 < seconds < _MS_MAX else 0  # also refuses NaN
-    if not _MS_MIN <= ms <= _MS_MAX:
-        raise ValueError(f"{name}={time!r} of cache key {key!r} is not between 0.001 and {_MS_MAX // 1000} seconds")
+    ms = round(seconds * 1000) if 0 < seconds <= TIME_MAX_S else 0  # also refuses NaN
+    if ms == 0:
+        raise ValueError(f"{name}={time!r} of cache key {key!r} is not between 0.001 and {TIME_MAX_S} seconds")
     return ms
 
 

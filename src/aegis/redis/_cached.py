@@ -7,11 +7,18 @@ The template is checked when the function is decorated, not when it is first cal
 
 from __future__ import annotations
 
+import functools
 import inspect
 import string
 import typing
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, ParamSpec, TypeVar
+
+from aegis.redis._cache_stats import milliseconds
+from aegis.redis._core import Wish
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class KeyTemplate:
@@ -54,3 +61,37 @@ def result_type(function: Callable[..., Any]) -> Any:
         return typing.get_type_hints(function).get("return", Any)
     except NameError:  # an annotation that cannot be resolved yet
         return Any
+
+
+def decorator(
+    get_or_set: Callable[..., Awaitable[Any]], delete: Callable[[str], Awaitable[bool]], key: str, wish: Wish
+) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
+    """What `Cache.cached` says; a type of None in the wish means the annotated one."""
+    if not callable(wish.ttl):
+        milliseconds(wish.ttl, key)
+
+    def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        key_of = KeyTemplate(key, function)
+        tags_of = [KeyTemplate(tag, function) for tag in wish.tags]
+        returned = result_type(function) if wish.type is None else wish.type
+
+        @functools.wraps(function)
+        async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+            result: T = await get_or_set(
+                key_of(*args, **kwargs),
+                functools.partial(function, *args, **kwargs),
+                returned,
+                ttl=wish.ttl,
+                stale_s=wish.stale_s,
+                error_ttl_s=wish.error_ttl_s,
+                tags=[tag_of(*args, **kwargs) for tag_of in tags_of],
+            )
+            return result
+
+        async def forget(*args: P.args, **kwargs: P.kwargs) -> bool:
+            return await delete(key_of(*args, **kwargs))
+
+        wrapped.__dict__.update(key_of=key_of, forget=forget)
+        return wrapped
+
+    return decorate

@@ -27,6 +27,8 @@ _ZLIB = 1
 _TAG = struct.Struct(">HB")  # bytes of the tag's name, of its generation
 _HEAD_BYTES, _unpack_head = _HEAD.size, _HEAD.unpack_from
 
+#: Most tags of one value (their number is one byte), and characters of one (its length in bytes is two).
+TAGS_MAX, TAG_CHARACTERS_MAX = 255, 16_000
 #: How many first bytes tell one stored value from any other.
 IDENTITY_BYTES = 12
 COMPRESS_ABOVE_BYTES = 4096

@@ -21,28 +21,27 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import partial
-from inspect import isawaitable
 from typing import Any
 
 import msgspec
 
-from aegis.errors import CacheTypeError, LoadFailedError, LoadTimeoutError
+from aegis.errors import CacheTypeError
+from aegis.redis._background import Background
 from aegis.redis._cache_stats import Counters, Lifetime, milliseconds
 from aegis.redis._envelope import Codec, encode, pack
 from aegis.redis._failure import Failures, rebuild, tell
 from aegis.redis._flight import Flight
+from aegis.redis._places import Places
 from aegis.redis._reader import Reader
 from aegis.redis._sharing import copier
-from aegis.redis._shelf import UNANSWERED, Shelf
+from aegis.redis._shelf import UNANSWERED, Patience, Shelf
+from aegis.redis._tags import Generations, Tags
 
 log = logging.getLogger("aegis.redis")
 
 Copies = Callable[[], Any]
-#: True inside a loader: a load within a load must not wait for a place that the outer one holds.
-_loading: ContextVar[bool] = ContextVar("aegis_cache_loading", default=False)
 
 
 class AbsentError(Exception):
@@ -55,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
     codec: Codec
     load: Callable[[], Any]
     ttl: Lifetime | Callable[[Any], Lifetime]
+    patience: Patience
     stale_s: float = 0.0
     error_ttl_s: float = 1.0
     tags: tuple[str, ...] = ()
@@ -66,18 +66,18 @@ class Loads:
     """The loads of one process. `announcing` says whether announcements arrive."""
 
     def __init__(
-        self, shelf: Shelf, reader: Reader, counters: Counters, *,
-        lease_s: float, load_timeout_s: float, concurrent_max: int, jitter: float,
+        self, shelf: Shelf, *, reader: Reader, tags: Tags, places: Places, counters: Counters, background: Background,
+        lease_s: float, jitter: float,
     ) -> None:  # fmt: skip
-        self._shelf, self._reader, self._count = shelf, reader, counters
-        self._lease_ms, self._load_timeout_s, self._jitter = int(lease_s * 1000), load_timeout_s, jitter
-        self._places = asyncio.Semaphore(concurrent_max)
+        self._shelf, self._reader, self._tags, self._places = shelf, reader, tags, places
+        self._count, self._background = counters, background
+        self._lease_ms, self._jitter = int(lease_s * 1000), jitter
+        shelf.outage.on_down = self.wake_all
         self.flights: dict[str, Flight] = {}
         self.failures = Failures()
         self.announcing = False
         self._events: dict[str, set[asyncio.Event]] = {}
         self._aloft: set[asyncio.Task[Any]] = set()
-        self._background: set[asyncio.Task[Any]] = set()
         self._complained: set[str] = set()
 
     # --- boarding ---
@@ -165,14 +165,17 @@ class Loads:
         key, token, waited = flight.key, os.urandom(12).hex().encode(), False
         while True:
             event.clear()  # before asking: what is announced from here on is newer than the answer
-            reply = await self._shelf.lead(key, token, self._lease_ms, seen, plan.tags)
+            reply, generations = await self._ask_to_lead(key, token, seen, plan)
             if reply is UNANSWERED:
                 return await self._load(flight, plan, b"", ())
-            state, raw, left_ms, *generations = reply
+            state, raw, left_ms = reply
             if state == 0:
-                return await self._load(flight, plan, token, tuple(generations))
+                if generations is not None:
+                    return await self._load(flight, plan, token, generations)
+                self._background.spawn(self._shelf.release(key, token))  # we could not store what it is for
+                return await self._load(flight, plan, b"", ())
             if state == 1:
-                reading, _ = await self._reader.readable(raw, left_ms, plan.codec)
+                reading, _ = await self._reader.readable(raw, left_ms, plan.codec, plan.patience)
                 if reading is not None and reading.fresh_left_s > 0:
                     self._decided(plan, key, mine=False)
                     return sharer(reading.value, partial(plan.codec.payload, reading.payload))
@@ -186,58 +189,63 @@ class Loads:
             self._count.waited += not waited
             waited = True
             await self._announcement(event, left_ms)
+            plan.patience.renew()
+
+    async def _ask_to_lead(self, key: str, token: bytes, seen: bytes, plan: Plan) -> tuple[Any, Generations | None]:
+        """Ask for the lease, and in the same write for the generations that the new value will carry."""
+        lead = self._shelf.lead(key, token, self._lease_ms, seen, plan.patience)
+        if not plan.tags:
+            return await lead, ()
+        return await asyncio.gather(lead, self._tags.present(plan.tags, plan.patience))
 
     def _decided(self, plan: Plan, key: str, *, mine: bool) -> None:
         if plan.decided is not None:
             plan.decided(key, mine)
 
-    async def _load(self, flight: Flight, plan: Plan, token: bytes, generations: tuple[bytes, ...]) -> Copies:
+    async def _load(self, flight: Flight, plan: Plan, token: bytes, generations: Generations) -> Copies:
         """Run the loader and store what it brings; without a token nothing can be stored."""
         key = flight.key
         self._decided(plan, key, mine=True)
         self._count.loads += 1
         self._count.refreshes += flight.background
-        renewal = self._renewal(key, token)
-        started = time.perf_counter()
+        end_renewal, started = self._renewal(key, token), time.perf_counter()
         try:
-            value = await self._loaded(key, plan)
+            value = await self._places.load(key, plan.load, takes_place=plan.takes_place)
             payload = encoded(key, value)
             value = typed(key, payload, plan.codec, value)
             soft_ms = self.ttl_ms(key, plan.ttl, value)
         except asyncio.CancelledError:
             if token:
-                self.spawn(self._shelf.release(key, token))
-            raise
-        except AbsentError:
-            if token:
-                await self._shelf.release(key, token)
+                self._background.spawn(self._shelf.release(key, token))
             raise
         except Exception as exc:
-            self._count.load_errors += 1
-            self.failures.add(key, exc, plan.error_ttl_s)
-            if token:
-                quiet_ms = round(plan.error_ttl_s * 1000)
-                await self._shelf.release(key, token, tell(exc) if quiet_ms > 0 else b"", quiet_ms)
+            await self._give_up(key, plan, token, exc)
             raise
         finally:
-            renewal()
+            end_renewal()
         self._complained.discard(key)
         copies = sharer(value, partial(plan.codec.payload, payload))
         if not token:
             return copies
-        hard_ms = soft_ms + round(plan.stale_s * 1000)
-        envelope = pack(
-            payload,
-            plan.codec.fingerprint_of(value),
-            hard_ms=hard_ms,
-            soft_ms=soft_ms,
-            delta_s=time.perf_counter() - started,
-            tags=tuple(zip(plan.tags, generations, strict=True)),
-        )
+        hard_ms, delta_s = soft_ms + round(plan.stale_s * 1000), time.perf_counter() - started
+        mark = plan.codec.fingerprint_of(value)
+        envelope = pack(payload, mark, hard_ms=hard_ms, soft_ms=soft_ms, delta_s=delta_s, tags=generations)
         self._count.bytes_written += len(envelope)
-        if await self._shelf.store(key, token, envelope, hard_ms, plan.tags) == 0:
+        await self._tags.outlive(plan.tags, hard_ms, plan.patience)
+        if await self._shelf.store(key, token, envelope, hard_ms, plan.patience) == 0:
             return await self._instead(key, plan, copies)
         return copies
+
+    async def _give_up(self, key: str, plan: Plan, token: bytes, exc: Exception) -> None:
+        """The load failed: free the key, or keep it quiet for a while, here and in other processes."""
+        told, quiet_ms = b"", 0
+        if not isinstance(exc, AbsentError):
+            self._count.load_errors += 1
+            self.failures.add(key, exc, plan.error_ttl_s)
+            quiet_ms = round(plan.error_ttl_s * 1000)
+            told = tell(exc) if quiet_ms else b""
+        if token:
+            await self._shelf.release(key, token, told, quiet_ms)
 
     async def _instead(self, key: str, plan: Plan, copies: Copies) -> Copies:
         """Our value was refused: what has been set or loaded meanwhile is newer. Deleted: ours, to its callers only."""
@@ -247,36 +255,6 @@ class Loads:
             return copies
         return sharer(reading.value, partial(plan.codec.payload, reading.payload))
 
-    async def _loaded(self, key: str, plan: Plan) -> Any:
-        """What the loader returns, within its deadline. A loader that ignores its cancellation is left behind."""
-        task = asyncio.create_task(self._in_place(plan), name=f"aegis cache loader {key}")
-        try:
-            done, _ = await asyncio.wait({task}, timeout=self._load_timeout_s)
-        except asyncio.CancelledError:
-            abandon(task)
-            raise
-        if not done:
-            abandon(task)
-            raise LoadTimeoutError(key, self._load_timeout_s)
-        if task.cancelled():
-            raise LoadFailedError(key, "the loader was cancelled from within")
-        return task.result()
-
-    async def _in_place(self, plan: Plan) -> Any:
-        if not plan.takes_place or _loading.get():
-            return await call(plan.load)
-        async with self._places:
-            _loading.set(True)  # in the context of this task only
-            return await call(plan.load)
-
-    async def in_place(self, load: Callable[[], Any]) -> Any:
-        """Run a loader that serves many flights, in one of the places for concurrent loads."""
-        if _loading.get():
-            return await call(load)
-        async with self._places:
-            _loading.set(True)
-            return await call(load)
-
     def _renewal(self, key: str, token: bytes) -> Callable[[], None]:
         """Keep the lease while the load runs; returns what ends that."""
         if not token:
@@ -285,7 +263,7 @@ class Loads:
         timers: list[asyncio.TimerHandle] = []
 
         def renew() -> None:
-            self.spawn(self._shelf.renew(key, token, self._lease_ms))
+            self._background.spawn(self._shelf.renew(key, token, self._lease_ms))
             timers[0] = loop.call_later(every_s, renew)
 
         timers.append(loop.call_later(every_s, renew))
@@ -303,21 +281,12 @@ class Loads:
             self._complained.add(key)
             log.warning("cache %r: refresh of %r failed, the old value is served: %r", self._shelf.prefix, key, exc)
 
-    # --- background ---
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run to its end, at the latest until `close`."""
-        task = asyncio.create_task(coroutine)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
     async def close(self) -> None:
-        """Cancel all loads, release their leases."""
+        """Cancel all loads, which release their leases."""
         tasks = list(self._aloft)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*self._background, return_exceptions=True)
 
 
 def encoded(key: str, value: Any) -> bytes:
@@ -339,15 +308,3 @@ def typed(key: str, payload: bytes, codec: Codec, value: Any) -> Any:
 def sharer(value: Any, decode: Callable[[], Any]) -> Copies:
     """Gives each caller the value, or where it can be changed, a copy."""
     return copier(value, decode) or (lambda: value)
-
-
-async def call(load: Callable[[], Any]) -> Any:
-    """The loader's result; it may be a coroutine function or a plain one."""
-    value = load()
-    return await value if isawaitable(value) else value
-
-
-def abandon(task: asyncio.Future[Any]) -> None:
-    """Cancel without waiting, and take note of its outcome so that nobody reports it as lost."""
-    task.cancel()
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())

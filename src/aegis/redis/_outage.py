@@ -17,6 +17,8 @@ from aegis.errors import RedisError, RedisUnavailableError, ServerReplyError
 
 log = logging.getLogger("aegis.redis")
 
+#: Refusals of a server that will answer later: as good as away.
+_AWAY = frozenset({"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN"})
 _PAUSES = Backoff(0.1, 1.0, 0.05)
 
 
@@ -25,11 +27,14 @@ class Outage:
     Whether the server answers. `up` is read before every question; `failed` is told about every failure.
 
     `ask` is the probe's question: it raises RedisError while the server is away, and makes up for what was missed.
+    `on_down` and `on_up` are called when that changes.
     """
 
     def __init__(self, what: str, address: str, ask: Callable[[], Awaitable[None]]) -> None:
         self.up = True
         self.failures = 0
+        self.on_down: Callable[[], None] = _nothing
+        self.on_up: Callable[[], None] = _nothing
         self._what, self._address, self._ask = what, address, ask
         self._probe: asyncio.Task[None] | None = None
         self._refusal: ServerReplyError | None = None
@@ -39,7 +44,9 @@ class Outage:
         """Note a failure; logs one line when the state changes."""
         self.failures += 1
         self._cause = exc
-        if isinstance(exc, ServerReplyError):  # it answers, if only to refuse: full, read-only, loading
+        if (
+            isinstance(exc, ServerReplyError) and exc.code not in _AWAY
+        ):  # it answers, if only to refuse: full, read-only
             if self._refusal is None or self._refusal.code != exc.code:
                 self._refusal = exc
                 log.warning("%s: the server refuses, going on without: %s", self._what, exc)
@@ -47,6 +54,7 @@ class Outage:
             self.up = False
             log.warning("%s: going on without Redis: %s", self._what, exc)
             self._probe = asyncio.create_task(self._ask_until_it_answers(), name="aegis cache probe")
+            self.on_down()
 
     def accepted(self) -> None:
         """Note that the server took a write."""
@@ -77,5 +85,10 @@ class Outage:
                 attempt += 1
                 continue
             self.up = True
+            self.on_up()
             log.info("%s: Redis answers again", self._what)
             return
+
+
+def _nothing() -> None:
+    return

@@ -19,7 +19,8 @@ from aegis.errors import RedisError
 from aegis.redis._cache_stats import Counters
 from aegis.redis._envelope import Codec, Entry, unpack
 from aegis.redis._sharing import copier
-from aegis.redis._shelf import Shelf
+from aegis.redis._shelf import Patience, Shelf
+from aegis.redis._tags import Tags
 from aegis.redis._tier import LocalEntry, Tier
 
 #: -ln(1e-6): an early refresh begins before this many load times with a chance of one in a million.
@@ -69,8 +70,8 @@ def is_early(fresh_left_s: float, delta_s: float, eagerness: float) -> bool:
 class Reader:
     """Reads values of one shelf and keeps them in the tier."""
 
-    def __init__(self, shelf: Shelf, tier: Tier, counters: Counters, eagerness: float) -> None:
-        self._shelf, self._tier, self._count, self._eagerness = shelf, tier, counters, eagerness
+    def __init__(self, shelf: Shelf, tier: Tier, tags: Tags, counters: Counters, eagerness: float) -> None:
+        self._shelf, self._tier, self._tags, self._count, self._eagerness = shelf, tier, tags, counters, eagerness
         self._soft_at: dict[bytes, float] = {}  # without the tier: identity of a stored value -> when it becomes stale
 
     async def read(self, key: str, codec: Codec, *, aged: bool = True) -> Reading | None:
@@ -81,10 +82,11 @@ class Reader:
         """
         tier, shelf = self._tier, self._shelf
         if tier.entries_max and tier.trusted:
-            return await self._read_and_keep(key, codec)
+            return (await self.read_all([key], codec)).get(key)
         if not shelf.outage.up or not shelf.enabled:
             return None
-        try:  # `shelf.get`, without its steps: this is the hot path
+        asked_at = monotonic()
+        try:  # `shelf.ask`, without its steps: this is the hot path
             raw = await shelf.redis.execute("GET", f"{shelf.values}{{{key}}}", timeout=shelf.patience_s)
         except RedisError as exc:
             shelf.failed(exc)
@@ -92,19 +94,22 @@ class Reader:
         if not raw:
             return None
         entry, value = self._decoded(raw, codec)
-        if entry is None or (entry.tags and not await self._tags_hold(entry)):
+        if entry is None or (entry.tags and not await self._holds(entry, self._what_is_left(asked_at))):
             return None
         reading = Reading(value, entry.payload, entry.identity, entry.soft_ms / 1000, entry.delta_us / 1e6)
         if aged or entry.soft_ms != entry.hard_ms:
             soft_at = self._soft_at.get(entry.identity)
             if soft_at is None:
-                soft_at = await self._learn_age(key, entry)
+                soft_at = await self._learn_age(key, entry, self._what_is_left(asked_at))
             reading.fresh_left_s = soft_at - monotonic()
         return reading
 
-    async def _learn_age(self, key: str, entry: Entry) -> float:
+    def _what_is_left(self, asked_at: float) -> Patience:
+        return self._shelf.patience(spent_s=monotonic() - asked_at)
+
+    async def _learn_age(self, key: str, entry: Entry, patience: Patience) -> float:
         """Ask once for each stored value how long it lives; later readers of the same one need not."""
-        asked_at, left_ms = monotonic(), await self._shelf.ttl_ms(key)
+        asked_at, left_ms = monotonic(), await self._shelf.ttl_ms(key, patience)
         soft_at = asked_at + fresh_left_s(entry, left_ms)
         if len(self._soft_at) >= _AGES_MAX:
             self._soft_at.clear()
@@ -112,34 +117,23 @@ class Reader:
             self._soft_at[entry.identity] = soft_at
         return soft_at
 
-    async def _read_and_keep(self, key: str, codec: Codec) -> Reading | None:
-        asked_at, ticket = monotonic(), self._tier.begin(key)
-        try:
-            raw, left_ms = await self._shelf.get_with_ttl(key)
-            if not raw:
-                return None
-            reading, entry = await self.readable(raw, left_ms, codec)
-            if reading is not None and entry is not None and ticket is not None and ticket.valid:
-                self._keep(key, reading, entry, codec, left_ms, asked_at)
-            return reading
-        finally:
-            self._tier.end(key, ticket)
-
     async def read_all(self, keys: Sequence[str], codec: Codec) -> dict[str, Reading]:
-        """As `read`, for many keys in one round trip."""
-        asked_at = monotonic()
+        """As `read`, for many keys in one round trip (one more for those of their tags that are not known)."""
+        if not keys:
+            return {}
+        asked_at, patience = monotonic(), self._shelf.patience(keys=len(keys))
         tickets = {key: self._tier.begin(key) for key in keys}
         found: dict[str, Reading] = {}
         try:
-            answers = await self._shelf.get_all(keys, with_ttl=True)
-            for key, (raw, left_ms) in zip(keys, answers, strict=True):
-                if not raw:
+            answers = dict(zip(keys, await self._shelf.get_all(keys, patience), strict=True))
+            decoded = {key: self._decoded(raw, codec) for key, (raw, _) in answers.items() if raw}
+            entries = {key: entry for key, (entry, _) in decoded.items() if entry is not None}
+            held = await self._tags.hold(list(entries.values()), patience)
+            for (key, entry), holds in zip(entries.items(), held, strict=True):
+                if not holds:
                     continue
-                reading, entry = await self.readable(raw, left_ms, codec)
-                if reading is None or entry is None:
-                    continue
-                found[key] = reading
-                ticket = tickets[key]
+                ticket, left_ms = tickets[key], answers[key][1]
+                reading = found[key] = Reading.of_entry(decoded[key][1], entry, left_ms)
                 if ticket is not None and ticket.valid:
                     self._keep(key, reading, entry, codec, left_ms, asked_at)
         finally:
@@ -147,12 +141,17 @@ class Reader:
                 self._tier.end(key, ticket)
         return found
 
-    async def readable(self, raw: Any, left_ms: int, codec: Codec) -> tuple[Reading, Entry] | tuple[None, None]:
+    async def readable(
+        self, raw: Any, left_ms: int, codec: Codec, patience: Patience
+    ) -> tuple[Reading, Entry] | tuple[None, None]:
         """The reading in these bytes and its entry, if the type, the version and the tags' generations are right."""
         entry, value = self._decoded(raw, codec)
-        if entry is None or (entry.tags and not await self._tags_hold(entry)):
+        if entry is None or not await self._holds(entry, patience):
             return None, None
         return Reading.of_entry(value, entry, left_ms), entry
+
+    async def _holds(self, entry: Entry, patience: Patience) -> bool:
+        return (await self._tags.hold([entry], patience))[0]
 
     def _decoded(self, raw: Any, codec: Codec) -> tuple[Entry, Any] | tuple[None, None]:
         entry = unpack(raw)
@@ -167,33 +166,11 @@ class Reader:
         self._count.unreadable += 1
         return None, None
 
-    async def _tags_hold(self, entry: Entry) -> bool:
-        unknown = []
-        for tag, generation in entry.tags:
-            known = self._tier.generation(tag)
-            if known is None:
-                unknown.append(tag)
-            elif known != generation:
-                return False
-        if not unknown:
-            return True
-        tickets = [self._tier.begin(tag, tag=True) for tag in unknown]
-        try:
-            present = dict(zip(unknown, await self._shelf.generations(unknown), strict=True))
-            for tag, ticket in zip(unknown, tickets, strict=True):
-                now = present[tag]
-                if now is not None and ticket is not None and ticket.valid:
-                    self._tier.keep_generation(tag, now)
-        finally:
-            for tag, ticket in zip(unknown, tickets, strict=True):
-                self._tier.end(tag, ticket, tag=True)
-        return all(present.get(tag, generation) == generation for tag, generation in entry.tags)
-
     def _keep(  # noqa: PLR0917 - a private step with one caller's locals
         self, key: str, reading: Reading, entry: Entry, codec: Codec, left_ms: int, asked_at: float
     ) -> None:
         """Into the tier, unless a tag was invalidated on the way (its generation is then not known)."""
-        if left_ms < -1 or any(self._tier.generation(tag) != generation for tag, generation in entry.tags):
+        if left_ms < -1 or not self._tags.known(entry):
             return
         copy = copier(reading.value, partial(codec.payload, entry.payload))
         local = LocalEntry(reading.value, copy, codec.type, len(entry.payload) + len(key))

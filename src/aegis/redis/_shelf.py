@@ -4,13 +4,17 @@ The cache's side of Redis: names of keys, scripts, and a bounded patience with t
 Every question has a time limit and returns `UNANSWERED` instead of raising, after telling the `Outage`; the cache
 decides what that means for its caller. What should have been deleted during an outage is owed, and is deleted before
 the server is trusted again.
+
+Every question is about one key, or about a value and its lease, which share a hash tag: many are asked by many commands
+in one write, so that on a cluster each finds its own node.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Any, Final, Literal
 
 from aegis.errors import RedisError
@@ -30,11 +34,33 @@ class _Unanswered:
 
 
 UNANSWERED: Final[Any] = _Unanswered()
-#: A tag's generation outlives the longest load; storing a value prolongs it to the value's own life.
-_TAG_LIFE_MS = 3_600_000
 _OWED_MAX = 10_000
+#: Questions of the longest call, one after the other: look, ask for the lease, store.
+_QUESTIONS_PER_CALL = 3
+#: What one more key of a batch may take, on a slow machine.
+_MORE_PER_KEY_S = 0.0005
+#: Less than that is not worth a question.
+_PATIENCE_MIN_S = 0.01
 #: First characters of an announcement: a load has ended; the key was set or deleted, so loads under way are outdated.
 ENDED, WITHDRAWN = "+", "-"
+
+
+class Patience:
+    """How long one call may wait for Redis, all its questions together."""
+
+    __slots__ = ("_all_s", "left_s")
+
+    def __init__(self, all_s: float, spent_s: float = 0.0) -> None:
+        self._all_s = self.left_s = all_s
+        self.spend(spent_s)
+
+    def spend(self, seconds: float) -> None:
+        """So long it took until there was an answer, or none."""
+        self.left_s = max(self.left_s - seconds, _PATIENCE_MIN_S)
+
+    def renew(self) -> None:
+        """The server has just been heard."""
+        self.left_s = self._all_s
 
 
 class Shelf:
@@ -45,12 +71,17 @@ class Shelf:
         self.enabled = redis.enabled
         self.values, self.leases, self.generation_keys = f"{prefix}:cache:", f"{prefix}:lease:", f"{prefix}:tag:"
         self.channel = f"{prefix}:loads"
-        self.outage = Outage(f"cache {prefix!r}", redis.config.address, self._make_up_for_what_was_missed)
+        self.outage = Outage(f"cache {prefix!r}", redis.config.address, self._catch_up)
         self._owed: dict[str, None] = {}
+        self._doubtful: dict[str, bytes] = {}  # key -> token of a lease that we may still hold there
         self._lead, self._store = load_script("cache_lead"), load_script("cache_store")
         self._release, self._renew = load_script("cache_release"), load_script("cache_renew")
         self._set, self._delete = load_script("cache_set"), load_script("cache_delete")
-        self._delete_if, self._tags = load_script("cache_delete_if"), load_script("cache_tags")
+        self._delete_if, self._tag = load_script("cache_delete_if"), load_script("cache_tag")
+
+    def patience(self, *, keys: int = 1, spent_s: float = 0.0) -> Patience:
+        """That of one call about so many keys."""
+        return Patience(self.patience_s + (keys - 1) * _MORE_PER_KEY_S, spent_s)
 
     def value_key(self, key: str) -> str:
         """Where the value lies. The braces keep it and its lease on one node of a cluster."""
@@ -66,41 +97,51 @@ class Shelf:
 
     # --- asking ---
 
-    async def ask(self, *command: Argument) -> Any:
+    async def ask(self, *command: Argument, patience: Patience | None = None) -> Any:
         """One command's reply, or UNANSWERED."""
-        if not self.enabled or not self.outage.up:
-            return UNANSWERED
-        try:
-            return await self.redis.execute(*command, timeout=self.patience_s)
-        except RedisError as exc:
-            return self.failed(exc)
+        return await self._answer(lambda timeout: self.redis.execute(*command, timeout=timeout), patience)
 
-    async def ask_all(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+    async def ask_all(self, commands: Sequence[Sequence[Argument]], patience: Patience) -> list[Any]:
         """The replies of commands that leave in one write; each UNANSWERED when there was none."""
-        if not self.enabled or not self.outage.up:
-            return [UNANSWERED] * len(commands)
-        try:
-            replies = await self.redis.pipeline(commands, timeout=self.patience_s, return_errors=True)
-        except RedisError as exc:
-            return [self.failed(exc)] * len(commands)
+        replies = await self._replies(commands, patience)
         return [self.failed(reply) if isinstance(reply, RedisError) else reply for reply in replies]
 
-    async def _run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+    async def _replies(self, commands: Sequence[Sequence[Argument]], patience: Patience) -> list[Any]:
+        replies = await self._answer(
+            lambda timeout: self.redis.pipeline(commands, timeout=timeout, return_errors=True), patience
+        )
+        return [UNANSWERED] * len(commands) if replies is UNANSWERED else list(replies)
+
+    async def _run(
+        self, script: Script, keys: Sequence[str], args: Sequence[Argument], patience: Patience | None
+    ) -> Any:
+        return await self._answer(lambda timeout: self.redis.run(script, keys, args, timeout=timeout), patience)
+
+    async def _run_all(
+        self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]], patience: Patience
+    ) -> list[Any]:
+        """As `_run`, many times in one write; where the server does not know the script, once more with its source."""
+        commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in calls]
+        replies = await self._replies(commands, patience)
+        unknown = [at for at, reply in enumerate(replies) if getattr(reply, "code", "") == "NOSCRIPT"]
+        if unknown:
+            again = await self._replies([("EVAL", script.source, *commands[at][2:]) for at in unknown], patience)
+            for at, reply in zip(unknown, again, strict=True):
+                replies[at] = reply
+        return [self.failed(reply) if isinstance(reply, RedisError) else reply for reply in replies]
+
+    async def _answer(self, question: Callable[[float], Awaitable[Any]], patience: Patience | None) -> Any:
         if not self.enabled or not self.outage.up:
             return UNANSWERED
+        if patience is None:
+            patience = self.patience()
+        asked_at = monotonic()
         try:
-            return await self.redis.run(script, keys, args, timeout=self.patience_s)
+            return await question(patience.left_s)
         except RedisError as exc:
             return self.failed(exc)
-
-    async def _run_all(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
-        """As `_run`, many times in one write; the source goes first, so that no hash is unknown."""
-        if not calls:
-            return []
-        (keys, args), *others = calls
-        first = await self._run(script, keys, args)  # also tells the server the script
-        commands = [("EVALSHA", script.sha, len(keys), *keys, *args) for keys, args in others]
-        return [first, *(await self.ask_all(commands) if commands else [])]
+        finally:
+            patience.spend(monotonic() - asked_at)
 
     def failed(self, exc: RedisError) -> Any:
         """Note it; what the question gives instead of an answer."""
@@ -119,51 +160,42 @@ class Shelf:
                 return
             self._owed[key] = None
 
-    async def _make_up_for_what_was_missed(self) -> None:
-        await self.redis.execute("PING", timeout=self.patience_s)
+    async def _catch_up(self) -> None:
+        """Whether a whole call fits into the patience again; then pay what is owed."""
+        patience = self.patience()
+        for _ in range(_QUESTIONS_PER_CALL):
+            asked_at = monotonic()
+            await self.redis.execute("PING", timeout=patience.left_s)
+            patience.spend(monotonic() - asked_at)
+        for key, token in list(self._doubtful.items()):
+            await self.redis.run(self._release, *self._releasing(key, token), timeout=self.patience_s)
+            self._doubtful.pop(key, None)
         while self._owed:
             some = list(self._owed)[:500]
-            await self.redis.execute("UNLINK", *some, timeout=self.patience_s)
+            await self.redis.pipeline([("UNLINK", key) for key in some], timeout=self.patience(keys=len(some)).left_s)
             for key in some:
                 self._owed.pop(key, None)
 
     # --- values ---
 
-    async def get(self, key: str) -> Any:
-        """The stored bytes, None where there are none."""
-        return await self.ask("GET", self.value_key(key))
-
-    async def ttl_ms(self, key: str) -> int:
+    async def ttl_ms(self, key: str, patience: Patience) -> int:
         """The time to live, ms (-1: none, -2: gone meanwhile)."""
-        left_ms = await self.ask("PTTL", self.value_key(key))
-        return left_ms if type(left_ms) is int else -2
+        return _ms(await self.ask("PTTL", self.value_key(key), patience=patience))
 
-    async def get_with_ttl(self, key: str) -> tuple[Any, int]:
-        """The stored bytes and their time to live, in one write."""
-        value_key = self.value_key(key)
-        raw, left_ms = await self.ask_all((("GET", value_key), ("PTTL", value_key)))
-        return raw, left_ms if type(left_ms) is int else -2
-
-    async def get_all(self, keys: Sequence[str], *, with_ttl: bool) -> list[tuple[Any, int]]:
-        """As `get_with_ttl`, for many keys in one write."""
+    async def get_all(self, keys: Sequence[str], patience: Patience) -> list[tuple[Any, int]]:
+        """For each key the stored bytes, None where there are none, and their time to live, in one write."""
         names = [self.value_key(key) for key in keys]
-        ttls = [("PTTL", name) for name in names] if with_ttl else []
-        raws, *lefts = await self.ask_all([("MGET", *names), *ttls])
-        lefts = [left if type(left) is int else -2 for left in lefts] if with_ttl else [-2] * len(names)
-        return list(zip(raws or [raws] * len(names), lefts, strict=True))
+        commands = [(command, name) for name in names for command in ("GET", "PTTL")]
+        replies = await self.ask_all(commands, patience)
+        return [(raw, _ms(left)) for raw, left in zip(replies[::2], replies[1::2], strict=True)]
 
-    async def set(self, key: str, envelope: bytes, ttl_ms: int, tags: Sequence[str]) -> Any:
-        """cache_set.lua"""
-        return (await self.set_all([(key, envelope, ttl_ms)], tags))[0]
-
-    async def set_all(self, values: Sequence[tuple[str, bytes, int]], tags: Sequence[str]) -> list[Any]:
-        """cache_set.lua for many keys in one write. What could not be set is deleted instead, now or later."""
-        tag_keys = self._tag_keys(tags)
+    async def set_all(self, values: Sequence[tuple[str, bytes, int]], patience: Patience) -> list[Any]:
+        """cache_set.lua for each key, in one write. What could not be set is deleted instead, now or later."""
         calls = [
-            ((self.value_key(key), self.lease_key(key), *tag_keys), (blob, ms, self.channel, WITHDRAWN + key))
+            ((self.value_key(key), self.lease_key(key)), (blob, ms, self.channel, WITHDRAWN + key))
             for key, blob, ms in values
         ]
-        replies = await self._run_all(self._set, calls)
+        replies = await self._run_all(self._set, calls, patience)
         if UNANSWERED not in replies:
             self.outage.accepted()
             return replies
@@ -174,27 +206,25 @@ class Shelf:
     async def delete(self, key: str) -> Any:
         """cache_delete.lua"""
         names = [self.value_key(key), self.lease_key(key)]
-        reply = await self._run(self._delete, names, (self.channel, WITHDRAWN + key))
+        reply = await self._run(self._delete, names, (self.channel, WITHDRAWN + key), None)
         if reply is UNANSWERED:
             self.owe(*names)
         return reply
 
     async def delete_if(self, key: str, seen: bytes) -> Any:
         """cache_delete_if.lua"""
-        return await self._run(self._delete_if, [self.value_key(key)], (seen,))
+        return await self._run(self._delete_if, [self.value_key(key)], (seen,), None)
 
     # --- tags ---
 
-    def _tag_keys(self, tags: Sequence[str]) -> list[str]:
-        return [self.tag_key(tag) for tag in tags]
-
-    async def generations(self, tags: Sequence[str]) -> list[bytes | None]:
+    async def generations(self, tags: Sequence[str], patience: Patience) -> list[bytes | None]:
         """The present generation of each tag; None where there is none, or no answer."""
-        return await self.ask("MGET", *self._tag_keys(tags)) or [None] * len(tags)
+        replies = await self.ask_all([("GET", self.tag_key(tag)) for tag in tags], patience)
+        return [reply or None for reply in replies]
 
-    async def make_generations(self, tags: Sequence[str], new: bytes) -> Any:
-        """cache_tags.lua"""
-        return await self._run(self._tags, self._tag_keys(tags), (new, _TAG_LIFE_MS))
+    async def generation(self, tag: str, new: bytes, least_ms: int, patience: Patience) -> Any:
+        """cache_tag.lua"""
+        return await self._run(self._tag, [self.tag_key(tag)], (new, least_ms), patience)
 
     async def invalidate(self, tag: str) -> Any:
         """A tag without a generation covers nothing; the next load makes a new one."""
@@ -205,24 +235,45 @@ class Shelf:
 
     # --- leases ---
 
-    async def lead(self, key: str, token: bytes, lease_ms: int, seen: bytes, tags: Sequence[str]) -> Any:
+    async def lead(self, key: str, token: bytes, lease_ms: int, seen: bytes, patience: Patience) -> Any:
         """cache_lead.lua"""
-        keys = [self.value_key(key), self.lease_key(key), *self._tag_keys(tags)]
-        return await self._run(self._lead, keys, (token, lease_ms, seen, _TAG_LIFE_MS))
+        was_up = self.outage.up
+        keys = [self.value_key(key), self.lease_key(key)]
+        reply = await self._run(self._lead, keys, (token, lease_ms, seen), patience)
+        if was_up:
+            self._doubt(key, token, reply)
+        return reply
 
-    async def store(self, key: str, token: bytes, envelope: bytes, ttl_ms: int, tags: Sequence[str]) -> Any:
+    async def store(self, key: str, token: bytes, envelope: bytes, ttl_ms: int, patience: Patience) -> Any:
         """cache_store.lua"""
-        keys = [self.value_key(key), self.lease_key(key), *self._tag_keys(tags)]
-        reply = await self._run(self._store, keys, (token, envelope, ttl_ms, self.channel, ENDED + key))
+        keys = [self.value_key(key), self.lease_key(key)]
+        reply = await self._run(self._store, keys, (token, envelope, ttl_ms, self.channel, ENDED + key), patience)
         if reply is not UNANSWERED:
             self.outage.accepted()
+        self._doubt(key, token, reply)
         return reply
 
     async def renew(self, key: str, token: bytes, lease_ms: int) -> Any:
         """cache_renew.lua"""
-        return await self._run(self._renew, [self.lease_key(key)], (token, lease_ms))
+        return await self._run(self._renew, [self.lease_key(key)], (token, lease_ms), None)
 
     async def release(self, key: str, token: bytes, error: bytes = b"", error_ms: int = 0) -> Any:
         """cache_release.lua"""
-        args = (token, error, error_ms, self.channel, ENDED + key)
-        return await self._run(self._release, [self.lease_key(key)], args)
+        reply = await self._run(self._release, *self._releasing(key, token, error, error_ms), None)
+        self._doubt(key, token, reply)
+        return reply
+
+    def _releasing(
+        self, key: str, token: bytes, error: bytes = b"", error_ms: int = 0
+    ) -> tuple[Sequence[str], Sequence[Argument]]:
+        return [self.lease_key(key)], (token, error, error_ms, self.channel, ENDED + key)
+
+    def _doubt(self, key: str, token: bytes, reply: Any) -> None:
+        """Without an answer the lease may be ours still: give it back before others wait for us in vain."""
+        if reply is UNANSWERED and self.enabled and not self.outage.up and len(self._doubtful) < _OWED_MAX:
+            self._doubtful[key] = token
+
+
+def _ms(reply: Any) -> int:
+    """The reply of PTTL; where there was none, as for a key that is gone."""
+    return reply if type(reply) is int else -2

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from aegis.redis._background import Background
 from aegis.redis._feed import OWN_ID, Feed
 from aegis.redis._loads import Loads
 from aegis.redis._shelf import WITHDRAWN, Shelf
@@ -22,8 +23,8 @@ _INVALIDATE = b"__redis__:invalidate"
 class Tether:
     """Started with the first use of the cache, because only then is there an event loop."""
 
-    def __init__(self, shelf: Shelf, tier: Tier, loads: Loads) -> None:
-        self._shelf, self._tier, self._loads = shelf, tier, loads
+    def __init__(self, shelf: Shelf, tier: Tier, loads: Loads, background: Background) -> None:
+        self._shelf, self._tier, self._loads, self._background = shelf, tier, loads, background
         self._feed: Feed | None = None
         self.started = not shelf.enabled
         self._values, self._tags = shelf.values.encode(), shelf.generation_keys.encode()
@@ -44,7 +45,7 @@ class Tether:
         )
         self._feed.start()
         channels = (_INVALIDATE, self._shelf.channel.encode()) if tracked else (self._shelf.channel.encode(),)
-        self._loads.spawn(self._feed.subscribe(*channels))
+        self._background.spawn(self._feed.subscribe(*channels))
 
     async def close(self) -> None:
         """End the connection."""

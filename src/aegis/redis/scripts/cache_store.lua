@@ -1,19 +1,15 @@
 -- Store what a load brought, if its lease still stands, and tell those who wait for it.
--- KEYS[1]   value
--- KEYS[2]   lease
--- KEYS[3..] generations of the tags
--- ARGV[1]   token of the lease
--- ARGV[2]   the value in its envelope
--- ARGV[3]   time to live, ms
--- ARGV[4]   channel of announcements
--- ARGV[5]   what to announce
--- returns   1 stored, 0 refused: the lease was lost, or the key was set or deleted meanwhile
+-- KEYS[1] value
+-- KEYS[2] lease
+-- ARGV[1] token of the lease
+-- ARGV[2] the value in its envelope
+-- ARGV[3] time to live, ms
+-- ARGV[4] channel of announcements
+-- ARGV[5] what to announce
+-- returns 1 stored, 0 refused: the lease was lost, or the key was set or deleted meanwhile
 local lease = redis.call('GET', KEYS[2])
 if not lease or string.sub(lease, 2) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 redis.call('DEL', KEYS[2])
-for i = 3, #KEYS do
-  if redis.call('PTTL', KEYS[i]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[i], ARGV[3]) end
-end
 if string.sub(lease, 1, 1) == '1' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
 return 1
