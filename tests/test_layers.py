@@ -18,7 +18,7 @@ LEVELS = (
     ("redis", "database", "http", "embedded"),
     ("upstream", "telemetry"),
     ("runtime",),
-    ("demo", "dashboard"),
+    ("demo", "dashboard", "doctor"),
     ("cli",),
     ("__main__",),
 )

@@ -10,7 +10,9 @@ aegis: many processes, one quota, one token, one book of quotes.
     upstream            KIS, DART, Naver: presets, profiles, clients, a strict simulator
     telemetry           logs and metrics
     runtime             everything joined
-    demo, cli           the main job and the command `aegis`
+    demo, dashboard     the main job, and the page that shows it
+    doctor              a look at everything aegis stands on
+    cli                 the command `aegis`
 
 Importing `aegis` is quick: rooms are imported when their names are first used.
 """

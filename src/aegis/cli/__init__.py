@@ -31,6 +31,7 @@ from aegis.errors import AegisError, ConfigError
 #: Command to what it does; its module is `aegis.cli.NAME`. In the order in which `aegis --help` shows them.
 COMMANDS = {
     "demo": "Run the main job on this machine, and judge it.",
+    "doctor": "Look at everything aegis needs, and say what to do.",
     "config": "Check the configuration, show it, or list every variable.",
     "sim": "Run the simulator of KIS, DART and Naver alone.",
 }

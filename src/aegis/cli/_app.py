@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
 from importlib import import_module
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 ResultT = TypeVar("ResultT")
+
+EnvFile = Annotated[Path, typer.Option(help="The file that stands below the environment.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
 
 EXIT_BROKEN, EXIT_USAGE, EXIT_CONFIG, EXIT_INTERRUPTED = 1, 2, 78, 130
 

@@ -10,16 +10,13 @@ import msgspec
 import typer
 from pydantic import SecretStr
 
-from aegis.cli._app import EXIT_CONFIG, new_app
+from aegis.cli._app import EXIT_CONFIG, AsJson, EnvFile, new_app
 from aegis.config import Config, Examined, Variable, docs_text, examine, example_text, registry
 from aegis.errors import ConfigError
 
 app = new_app(no_args_is_help=True)
 
 _TAIL_CHARS, _TAIL_LENGTH_MIN = 4, 16  #: of a shorter secret, four characters would be too much of it
-
-EnvFile = Annotated[Path, typer.Option(help="The file that stands below the environment.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")]
 
 
 @app.callback()

@@ -1,5 +1,6 @@
 """HTTP that upstreams can live with: a permit per wire request, meaning instead of status codes, no leaked secret."""
 
+from aegis.http._wire import legacy_rsa_context
 from aegis.http.breaker import BreakerPolicy
 from aegis.http.cassette import Cassette
 from aegis.http.client import HttpClient
@@ -45,4 +46,5 @@ __all__ = [
     "Transient",
     "UpstreamStats",
     "Verdict",
+    "legacy_rsa_context",
 ]
