@@ -157,6 +157,11 @@ async def test_slow_delays_each_chunk(proxy: FaultProxy) -> None:
         started = asyncio.get_running_loop().time()
         assert await answers(reader, writer)
         assert asyncio.get_running_loop().time() - started >= 0.1
+        proxy.slow(0.01, chunk_bytes=1000)
+        started = asyncio.get_running_loop().time()
+        writer.write(bytes(20_000))
+        await reader.readexactly(20_000)
+        assert asyncio.get_running_loop().time() - started >= 0.2
 
 
 async def test_a_dead_target_ends_the_connection() -> None:

@@ -21,7 +21,7 @@ from typing import Self
 
 from aegis.errors import ClosedError
 
-_CHUNK_BYTES = 65_536
+_READ_BYTES = 65_536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: close() sends RST instead of FIN
 
 
@@ -55,7 +55,7 @@ class FaultProxy:
         self._open = False
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._delay_s = 0.0
+        self._delay_s, self._chunk_bytes = 0.0, _READ_BYTES
         self._dropped: frozenset[Direction] = frozenset()
         self._reset_after: dict[Direction, int] = {}
 
@@ -129,9 +129,9 @@ class FaultProxy:
         """Half-open: nothing flows either way, nobody is told, and new connections get no answer."""
         self._flowing.clear()
 
-    def slow(self, delay_s: float) -> None:
-        """Hold every chunk (at most 64 KiB) back for `delay_s` before it is forwarded."""
-        self._delay_s = delay_s
+    def slow(self, delay_s: float, *, chunk_bytes: int = _READ_BYTES) -> None:
+        """Hold every chunk back for `delay_s`: a delay for what is small, `chunk_bytes / delay_s` for what is large."""
+        self._delay_s, self._chunk_bytes = delay_s, chunk_bytes
 
     def drop(self, *directions: Direction) -> None:
         """Lose everything that flows in these directions. What is lost stays lost: reset before you go on."""
@@ -139,7 +139,7 @@ class FaultProxy:
 
     def heal(self) -> None:
         """End all faults. What was frozen flows on; what was cut or dropped stays so."""
-        self._delay_s, self._dropped = 0.0, frozenset()
+        self._delay_s, self._chunk_bytes, self._dropped = 0.0, _READ_BYTES, frozenset()
         self._reset_after.clear()
         self._flowing.set()
         self.accept()
@@ -195,27 +195,38 @@ class FaultProxy:
         loop = asyncio.get_running_loop()
         while True:
             await self._flowing.wait()
-            data = await loop.sock_recv(source, _CHUNK_BYTES)
-            if self._delay_s:
-                await asyncio.sleep(self._delay_s)
-            await self._flowing.wait()
+            data = await loop.sock_recv(source, _READ_BYTES)
+            await self._delay()
             if not data:
                 with contextlib.suppress(OSError):
                     sink.shutdown(socket.SHUT_WR)
-                return
-            if direction in self._dropped:
-                continue
-            left = self._reset_after.get(direction)
-            if left is not None and len(data) >= left:
-                del self._reset_after[direction]
-                await loop.sock_sendall(sink, data[:left])
-                self.forwarded[direction] += left
-                pair.cut(reset=True)
-                return
-            if left is not None:
-                self._reset_after[direction] = left - len(data)
-            await loop.sock_sendall(sink, data)
-            self.forwarded[direction] += len(data)
+                return None
+            while data:
+                chunk, data = data[: self._chunk_bytes], data[self._chunk_bytes :]
+                if not await self._forward(chunk, sink, direction):
+                    return pair.cut(reset=True)
+                if data:
+                    await self._delay()
+
+    async def _delay(self) -> None:
+        if self._delay_s:
+            await asyncio.sleep(self._delay_s)
+        await self._flowing.wait()
+
+    async def _forward(self, chunk: bytes, sink: socket.socket, direction: Direction) -> bool:
+        """Send the chunk on, or lose it; False when the connection shall be reset after it."""
+        if direction in self._dropped:
+            return True
+        left = self._reset_after.get(direction)
+        cut = left is not None and len(chunk) >= left
+        if cut:
+            del self._reset_after[direction]
+            chunk = chunk[:left]
+        elif left is not None:
+            self._reset_after[direction] = left - len(chunk)
+        await asyncio.get_running_loop().sock_sendall(sink, chunk)
+        self.forwarded[direction] += len(chunk)
+        return not cut
 
 
 class _Pair:

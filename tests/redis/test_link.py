@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
 import pickle
 import random
+import signal
 import time
 from collections.abc import AsyncIterator
 
@@ -27,6 +29,8 @@ from aegis.errors import (
 )
 from aegis.redis import Redis
 from aegis.redis._deadlines import Deadlines, _three_digits_up
+from aegis.redis._link import pack
+from aegis.redis._open import open_link
 from aegis.testing import FaultProxy
 
 
@@ -198,10 +202,13 @@ async def test_cancelling_twice_and_with_a_message_behaves_as_for_any_await(redi
     assert await redis.execute("ECHO", 2) == b"2"
 
 
-async def test_a_late_or_unwanted_reply_does_not_harm_the_connection(valkey_server: EmbeddedValkey) -> None:
+async def test_a_late_or_unwanted_reply_does_not_harm_the_connection(
+    valkey_server: EmbeddedValkey, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whoever was cancelled or timed out in flight, in whatever way it was sent: the reply is thrown away."""
-    async with FaultProxy(valkey_server.socket) as proxy, Redis(RedisConfig(url=proxy.url)) as redis:
-        proxy.slow(0.1)
+    settings = {"command_timeout": 0.1, "hang_timeout": 5.0}  # the watch looks at the cancelled ones, too
+    async with FaultProxy(valkey_server.socket) as proxy, Redis(RedisConfig(url=proxy.url, **settings)) as redis:
+        proxy.slow(0.15)
         calls = [
             redis.execute("ECHO", 1),
             redis.execute("ECHO", 1, idempotent=True),
@@ -219,8 +226,13 @@ async def test_a_late_or_unwanted_reply_does_not_harm_the_connection(valkey_serv
             task.cancel()
         results = await asyncio.gather(*cancelled, *late, return_exceptions=True)
         assert [type(result) for result in results] == [asyncio.CancelledError] * 4 + [ReplyTimeoutError] * 3
+        async with asyncio.timeout(5):
+            while redis.stats().in_flight:
+                await asyncio.sleep(0.01)
+        proxy.heal()
         assert await redis.execute("ECHO", "mine") == b"mine"
         assert redis.stats().connections == 1
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("factory", [asyncio.new_event_loop, uvloop.new_event_loop])
@@ -240,6 +252,80 @@ def test_a_loop_that_was_busy_does_not_blame_the_server(factory, valkey_server: 
 
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
+
+
+async def test_a_tick_that_comes_late_looks_once_more_before_it_blames_the_server(
+    valkey_server: EmbeddedValkey,
+) -> None:
+    """A task blocks the loop while the reply lies in the socket, and the watch is called before the reader."""
+    async with Redis(RedisConfig(url=valkey_server.url, hang_timeout=0.2)) as redis:
+        await redis.ping()
+        link, asked = redis._steady._link, asyncio.create_task(redis.execute("ECHO", "here"))
+        while not link._batches:
+            await asyncio.sleep(0)
+        time.sleep(0.4)  # noqa: ASYNC251 - the loop shall be busy
+        link._watch.cancel()
+        link._tick()
+        assert await asked == b"here"
+        assert redis.stats().connections == 1
+
+
+async def test_a_stopped_server_is_noticed_although_its_kernel_takes_what_comes_later() -> None:
+    """Only the oldest write counts: later commands that a hung server's socket accepts are no sign of life."""
+    with EmbeddedValkey(port=0) as server:
+        config = RedisConfig(url=server.url, hang_timeout=0.5, connect_timeout=0.2)
+        async with Redis(config) as redis:
+            await redis.ping()
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                started, calls = time.monotonic(), []
+                while redis.stats().state == "connected" and time.monotonic() - started < 5:
+                    calls.append(asyncio.create_task(redis.execute("ECHO", bytes(5_000), timeout=4)))
+                    await asyncio.sleep(0.01)
+                assert time.monotonic() - started < 3
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert any(isinstance(outcome, ServerLostError) for outcome in outcomes)
+
+
+async def test_a_large_value_may_take_longer_than_the_hang_timeout_in_both_directions(
+    valkey_server: EmbeddedValkey,
+) -> None:
+    """As long as bytes move the other side is alive; with the same bound, silence is not borne."""
+    async with (
+        FaultProxy(f"127.0.0.1:{valkey_server.port}") as proxy,
+        Redis(RedisConfig(url=proxy.url, hang_timeout=0.8, command_timeout=30)) as redis,
+    ):
+        await redis.execute("SET", "big", bytes(4_000_000))
+        for command, delay_s, chunk_bytes in (
+            (("GET", "big"), 0.006, 16_384),
+            (("SET", "big", bytes(16_000_000)), 0.008, 65_536),
+        ):
+            proxy.slow(delay_s, chunk_bytes=chunk_bytes)
+            started = time.monotonic()
+            await redis.execute(*command)
+            assert time.monotonic() - started > 1.2
+            proxy.heal()
+        await redis.execute("DEL", "big")
+        assert redis.stats().connections == 1
+
+
+async def test_a_link_that_was_idle_for_long_gets_the_whole_time_for_its_next_reply(
+    valkey_server: EmbeddedValkey,
+) -> None:
+    """Silence counts from the command, not from the last word of the server (the feed's links have no idle PING)."""
+    async with FaultProxy(valkey_server.socket) as proxy:
+        lost: list[str] = []
+        link = await open_link(RedisConfig(url=proxy.url, hang_timeout=0.4), lost.append)
+        now = asyncio.get_running_loop().time
+        while now() - link._heard_at < 0.6:
+            await asyncio.sleep(0.05)
+        proxy.slow(0.1)
+        assert await link.send(pack(("PING",))) == b"PONG"
+        assert lost == []
+        link.abort("done")
+        await link.wait_closed()
 
 
 # --- replies that no server should send ---

@@ -24,6 +24,7 @@ from typing import Any, cast
 import hiredis
 
 from aegis.redis._stats import Counters
+from aegis.redis._unsent import unacknowledged_bytes
 from aegis.redis._waiters import LinkLostError, Pending, Reply, ReplyLateError, Waiter
 
 #: hiredis types its argument as a tuple of one element; it takes any length.
@@ -90,7 +91,8 @@ class Link(asyncio.BufferedProtocol):
         self._bytes_in_flight = 0  # written and queued
         self._partial_bytes = 0  # of the reply that is still incomplete
         self._heard_at = self._sent_at = self._now()
-        self._unsent_bytes = 0  # in the transport's buffer at the last tick
+        self._bytes_written = self._bytes_answered = 0  # since the beginning; the second in whole batches
+        self._bytes_taken = 0  # of those written, what the other side had confirmed at the last tick
         self._watch: asyncio.TimerHandle | None = None
         self._tick_due, self._overslept = 0.0, False
         self._retiring = False
@@ -164,6 +166,7 @@ class Link(asyncio.BufferedProtocol):
         self._batches.append((self._written, now, len(data)))
         counters = self._counters
         counters.bytes_sent += len(data)
+        self._bytes_written += len(data)
         if in_flight > counters.in_flight_max:  # noqa: PLR1730 - three times as fast as max(), and once per write
             counters.in_flight_max = in_flight
         transport.write(data)
@@ -227,6 +230,7 @@ class Link(asyncio.BufferedProtocol):
             while batches and batches[0][0] <= self._replied:
                 end, sent_at, size = batches.popleft()
                 self._bytes_in_flight -= size
+                self._bytes_answered += size
                 counters.answered(end - before, now - sent_at)
                 before = end
             if self.full:
@@ -257,11 +261,9 @@ class Link(asyncio.BufferedProtocol):
             return  # it is our loop that was busy: replies may lie in the socket, so look once more first
         self._overslept = False
         self._expire_older_than(now - limits.command_timeout_s)
-        unsent_bytes = self._transport.get_write_buffer_size() if self._transport is not None else 0
-        if unsent_bytes < self._unsent_bytes:
-            self._heard_at = now  # a large command is on its way: the server takes bytes, it is alive
-        self._unsent_bytes = unsent_bytes
         if self._waiting and self._batches:
+            if self._oldest_is_on_its_way():
+                self._heard_at = now
             silent_since = max(self._heard_at, self._batches[0][1])
             if now - silent_since >= limits.hang_timeout_s and now >= self._patient_until():
                 self.abort(f"the server is silent since {now - silent_since:.1f} s")
@@ -269,6 +271,17 @@ class Link(asyncio.BufferedProtocol):
             self.abort("replaced by another connection")
         elif limits.idle_ping and now - max(self._heard_at, self._sent_at) >= limits.hang_timeout_s / 4:
             self.send(_PING)
+
+    def _oldest_is_on_its_way(self) -> bool:
+        """
+        Whether the other side has taken more of the oldest write since the last tick, and has not all of it yet.
+
+        So a large value may take its time, while a stopped server whose kernel goes on accepting commands shows no
+        sign of life.
+        """
+        before = self._bytes_taken
+        self._bytes_taken = taken = self._bytes_written - unacknowledged_bytes(self._transport)
+        return before < taken < self._bytes_answered + self._batches[0][2]
 
     def _expire_older_than(self, sent_before: float) -> None:
         """Fail what was sent before; it keeps its place in the queue. Looks at each command once."""
