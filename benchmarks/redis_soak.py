@@ -194,6 +194,10 @@ class Soak:
             if fault == "deaf":
                 proxy.reset()  # what was lost stays lost: the stream has a hole
 
+    def note_problem(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What nobody awaited and the loop reports must not happen at all."""
+        self.wrong.append(f"{context['message']}: {context.get('exception')!r}")
+
     async def kill_clients(self) -> None:
         """As an administrator: CLIENT KILL of everybody."""
         reader, writer = await asyncio.open_unix_connection(self.server.socket)
@@ -204,6 +208,7 @@ class Soak:
 
     async def run(self, tasks: int) -> dict[str, Any]:
         """Work and disturb until the time is over, then compare the ledgers with the server."""
+        asyncio.get_running_loop().set_exception_handler(self.note_problem)  # such as a future resolved twice
         *ledgers, _ = await asyncio.gather(*(self.work(number) for number in range(tasks)), self.disturb())
         for number, ledger in enumerate(ledgers):
             executed = int(await self.redis.execute("GET", f"n{number}", timeout=20, idempotent=True) or 0)

@@ -9,6 +9,8 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 
@@ -326,6 +328,37 @@ async def test_a_link_that_was_idle_for_long_gets_the_whole_time_for_its_next_re
         assert lost == []
         link.abort("done")
         await link.wait_closed()
+
+
+_LEAVING = """
+import asyncio
+from aegis.config import RedisConfig
+from aegis.redis import Redis
+
+async def main():
+    async with Redis(RedisConfig(url={url!r})) as redis:
+        async def leave():
+            await redis.ping()
+            raise SystemExit(3)
+        try:
+            await asyncio.gather(leave(), *(redis.execute("ECHO", number) for number in range(50)))
+        finally:
+            print(await redis.execute("ECHO", "last"), redis.stats().in_flight, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_task_that_ends_the_program_does_not_desynchronise_the_replies(valkey_server: EmbeddedValkey) -> None:
+    """SystemExit out of the task that a reply woke: what cleans up afterwards still gets its own reply."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LEAVING.format(url=valkey_server.url)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("b'last' 0\n", 3), done.stderr
 
 
 # --- replies that no server should send ---

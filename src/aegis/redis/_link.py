@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import Future
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from aegis.redis._waiters import LinkLostError, Pending, Reply, ReplyLateError, 
 pack: Callable[[tuple[Any, ...]], bytes] = cast("Any", hiredis.pack_command)
 
 _BUFFER_BYTES = 128 * 1024
+_ONE_TOO_MANY = "malformed reply: one more than there were commands"
 _MORE: Any = object()  #: what hiredis returns while a reply is incomplete; `False` would be a RESP3 value
 #: First words of what arrives unasked on a RESP2 connection that subscribes.
 _PUSHES = frozenset(
@@ -179,32 +180,50 @@ class Link(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Resolve what the bytes answer."""
-        reader = self._reader
-        gets, take, replied = reader.gets, self._waiting.popleft, 0
+        """Count what has come, then wake those that it answers."""
+        replies: list[Reply] = []
+        malformed = ""
         self._flushing = True  # what the woken tasks send leaves in one write, at the end of this read
         try:
-            reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type] # it takes any buffer
+            self._reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type] # it takes any buffer
             if self._on_push is not None:
-                replied = self._route_pushes(self._on_push)
+                self._account(nbytes, self._route_pushes(self._on_push))
             else:
-                while (reply := gets()) is not _MORE:
-                    waiter = take()
-                    replied += 1
-                    if type(waiter) is Pending:  # as its set_result, without the call
-                        wake = waiter.wake
-                        if wake is not None:
-                            waiter.wake, waiter.reply = None, reply
-                            waiter.context.run(wake, waiter)
-                    elif not waiter.done():  # cancelled or late: nobody wants it
-                        waiter.set_result(reply)
+                replies.extend(iter(self._reader.gets, _MORE))  # what stands before a malformed one stays
         except (hiredis.ProtocolError, TypeError) as exc:  # TypeError: a map whose key is a list
-            self.abort(f"malformed reply: {exc}")
+            malformed = f"malformed reply: {exc}"
         except IndexError:
-            self.abort("malformed reply: one more than there were commands")
+            malformed = _ONE_TOO_MANY
+        if self._on_push is None:
+            if len(replies) > len(self._waiting):
+                malformed = _ONE_TOO_MANY
+                del replies[len(self._waiting) :]
+            self._account(nbytes, len(replies))
+        try:
+            self._deliver(iter(replies))
         finally:  # also when a woken task ends the program
-            self._account(nbytes, replied)
+            if malformed:
+                self.abort(malformed)
+            if self.full:
+                self._make_room()
             self._flush()
+
+    def _deliver(self, replies: Iterator[Reply]) -> None:
+        take = self._waiting.popleft
+        try:
+            for reply in replies:
+                waiter = take()
+                if type(waiter) is Pending:  # as its set_result, without the call
+                    wake = waiter.wake
+                    if wake is not None:
+                        waiter.wake, waiter.reply = None, reply
+                        waiter.context.run(wake, waiter)
+                elif not waiter.done():  # cancelled or late: nobody wants it
+                    waiter.set_result(reply)
+        except BaseException:  # a woken task ends the program (SystemExit); the others still get theirs
+            for reply in replies:
+                self._loop.call_soon(_hand_over, take(), reply)
+            raise
 
     def _route_pushes(self, on_push: Callable[[list[Any]], None]) -> int:
         gets, replied = self._reader.gets, 0
@@ -233,8 +252,6 @@ class Link(asyncio.BufferedProtocol):
                 self._bytes_answered += size
                 counters.answered(end - before, now - sent_at)
                 before = end
-            if self.full:
-                self._make_room()
         else:
             self._partial_bytes += nbytes
             if self._partial_bytes > self.limits.reply_bytes_max and self._on_push is None:
@@ -341,6 +358,11 @@ class Link(asyncio.BufferedProtocol):
             self._replied += 1
             if not waiter.done():
                 waiter.set_exception(LinkLostError(self.closed_because, sent=self._replied <= self._written))
+
+
+def _hand_over(waiter: Waiter, reply: Reply) -> None:
+    if not waiter.done():
+        waiter.set_result(reply)
 
 
 _PING = pack(("PING",))
