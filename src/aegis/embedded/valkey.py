@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Self
 
 from aegis.embedded._process import GuardedServer, Spec, private_directory
 from aegis.errors import ServerStartError
+
+_KEPT = frozenset({".conf", ".rdb"})  #: what a killed server finds again
 
 
 def free_port() -> int:
@@ -40,14 +43,19 @@ class EmbeddedValkey:
     One Valkey server in a temporary directory, on a unix socket, or with `port` (0: a free one) on the loopback.
 
     Starting takes some 20 ms. It is gone when the block is left, and also when this process is killed. `options` are
-    the server's own, such as `{"maxmemory": "50mb"}`; by default nothing is written to disk.
+    the server's own, such as `{"maxmemory": "50mb"}`; by default nothing is written to disk. `kill` it, `pause` it and
+    `start` it again as you like. With `sentinel` it is a Sentinel instead.
     """
 
-    def __init__(self, *, port: int | None = None, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *, port: int | None = None, options: Mapping[str, str] | None = None, sentinel: bool = False
+    ) -> None:
         self.port = free_port() if port == 0 else port
         self.options = dict(options or {})
+        self._flags = ("--sentinel",) if sentinel else ()
         self._server: GuardedServer | None = None
         self._directory: Path | None = None
+        self._killed = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -80,8 +88,15 @@ class EmbeddedValkey:
             raise ServerStartError("valkey", "it is not running")
         return self._server.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and neither stopped nor killed since."""
+        return self._server is not None and not self._killed
+
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it and wait until it answers. One that was killed finds its files again."""
+        files = self._files_of_the_killed() if self._killed else {}
+        self.stop()
         self._directory = private_directory("valkey")
         settings = {
             "port": str(self.port or 0),
@@ -98,16 +113,37 @@ class EmbeddedValkey:
         config.write_text(
             "".join(f'{name} "{value}"\n' if value == "" else f"{name} {value}\n" for name, value in settings.items())
         )
-        command = (valkey_binary(), str(config))
+        for name, content in files.items():
+            (self._directory / name).write_bytes(content)
+        command = (valkey_binary(), str(config), *self._flags)
         self._server = GuardedServer("valkey", Spec(command, str(self._directory), signal.SIGTERM, 5.0, None))
         self._server.start(self._answers)
 
+    def kill(self) -> None:
+        """End it as a crash does: no goodbye, nothing saved. `start` brings it back, at the same port."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._killed = True
+
+    def pause(self) -> None:
+        """Stop its clock (SIGSTOP): connections stay open, nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """End the pause."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def stop(self) -> None:
         """Stop it and remove its directory. Idempotent."""
-        server, self._server = self._server, None
+        server, self._server, self._killed = self._server, None, False
         if server is not None:
             server.stop()
             self._directory = None
+
+    def _files_of_the_killed(self) -> dict[str, bytes]:
+        """What it had written to disk: its part of the cluster's map, its data where it was told to save any."""
+        assert self._directory is not None
+        files = (path for path in self._directory.iterdir() if path.suffix in _KEPT and path.is_file())
+        return {path.name: path.read_bytes() for path in files if path.name != "valkey.conf"}
 
     def _answers(self) -> bool:
         try:
