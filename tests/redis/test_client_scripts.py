@@ -14,6 +14,7 @@ from aegis.embedded import EmbeddedValkey
 from aegis.errors import RedisUnavailableError, ServerReplyError
 from aegis.redis import Redis
 from aegis.redis._script import Script
+from aegis.testing import FaultProxy
 
 
 def script(source: str) -> Script:
@@ -77,6 +78,14 @@ async def test_what_is_counted_agrees_with_the_server(valkey_server: EmbeddedVal
         )
         assert after.in_flight_max == 300
         assert (after.in_flight, after.errors) == (0, {"WRONGTYPE": 1})
+
+
+async def test_a_write_answered_in_several_reads_counts_every_reply_once(valkey_server: EmbeddedValkey) -> None:
+    """Replies that come in small pieces: the histogram holds each of them."""
+    async with FaultProxy(valkey_server.socket) as proxy, Redis(RedisConfig(url=proxy.url)) as client:
+        proxy.slow(0.001, chunk_bytes=100)
+        await asyncio.gather(*(client.execute("ECHO", "x" * 10) for _ in range(100)))
+        assert client.stats().latency.count == client.stats().commands
 
 
 async def test_the_histogram_shows_a_slow_reply_where_it_belongs() -> None:

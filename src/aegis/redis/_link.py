@@ -87,6 +87,7 @@ class Link(asyncio.BufferedProtocol):
         self._in_flight_max, self._in_flight_bytes_max = limits.in_flight_max, limits.in_flight_bytes_max
         self._batches: deque[tuple[int, float, int]] = deque()  # (sequence number of its end, loop time, bytes)
         self._replied = 0  # sequence number of the last reply
+        self._timed = 0  # sequence number of the last command of the last write that was answered whole
         self._written = 0  # sequence number of the last command that was written
         self._expired = 0  # up to here (a sequence number) the watch has failed what was too old
         self._bytes_in_flight = 0  # written and queued
@@ -245,13 +246,12 @@ class Link(asyncio.BufferedProtocol):
             self._partial_bytes = 0
             counters.commands += replied
             self._replied += replied
-            before = self._replied - replied
             while batches and batches[0][0] <= self._replied:
                 end, sent_at, size = batches.popleft()
                 self._bytes_in_flight -= size
                 self._bytes_answered += size
-                counters.answered(end - before, now - sent_at)
-                before = end
+                counters.answered(end - self._timed, now - sent_at)
+                self._timed = end
         else:
             self._partial_bytes += nbytes
             if self._partial_bytes > self.limits.reply_bytes_max and self._on_push is None:
