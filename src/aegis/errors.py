@@ -228,6 +228,58 @@ class LoadFailedError(CacheError):
 # --- pub/sub ----------------------------------------------------------------------------------------------------------
 
 
+class BroadcastError(AegisError):
+    """What the broadcast itself raises; an outage of Redis is not among it, because publishing outlasts one."""
+
+
+class PayloadError(BroadcastError, ValueError):
+    """The value of `key` cannot be published as JSON, or what arrived does not fit the subscription's `type`."""
+
+    def __init__(self, topic: str, key: str, reason: str) -> None:
+        super().__init__(topic, key, reason)
+        self.topic, self.key, self.reason = topic, key, reason
+
+    def __str__(self) -> str:
+        return f"topic {self.topic!r}, key {self.key!r}: {self.reason}"
+
+
+class OutboxFullError(BroadcastError, TimeoutError):
+    """The tick was not published: `pending` older ones wait for Redis, and none left within the timeout."""
+
+    def __init__(self, topic: str, pending: int, timeout_s: float, cause: str) -> None:
+        super().__init__(topic, pending, timeout_s, cause)
+        self.topic, self.pending, self.timeout_s, self.cause = topic, pending, timeout_s, cause
+
+    def __str__(self) -> str:
+        return (
+            f"topic {self.topic!r}: no room in the outbox within {self.timeout_s:g} s, {self.pending} ticks wait; "
+            f"{self.cause or 'the publisher is faster than Redis'}"
+        )
+
+
+class UnsentTicksError(BroadcastError, TimeoutError):
+    """Redis did not take the last `pending` ticks in time. After the bus is left they are lost."""
+
+    def __init__(self, topic: str, pending: int, timeout_s: float, cause: str) -> None:
+        super().__init__(topic, pending, timeout_s, cause)
+        self.topic, self.pending, self.timeout_s, self.cause = topic, pending, timeout_s, cause
+
+    def __str__(self) -> str:
+        why = f": {self.cause}" if self.cause else ""
+        return f"topic {self.topic!r}: {self.pending} ticks were not taken by Redis within {self.timeout_s:g} s{why}"
+
+
+class SlowConsumerError(BroadcastError):
+    """The subscription ended, as chosen by `overflow="end"`: its ring of `ring` updates was full."""
+
+    def __init__(self, topic: str, ring: int) -> None:
+        super().__init__(topic, ring)
+        self.topic, self.ring = topic, ring
+
+    def __str__(self) -> str:
+        return f"topic {self.topic!r}: the consumer fell over {self.ring} updates behind, so its subscription ended"
+
+
 # --- http -------------------------------------------------------------------------------------------------------------
 
 

@@ -87,9 +87,9 @@ async def test_lost_announcements_are_a_gap_and_then_the_newest_value(redis):
         await bus.flush()
         async with bus.subscribe("a", type=int, policy="all") as updates:
             assert (await collect(updates, 1))[0].value == 1
-            feed = bus._feed
-            channel = bus._channel(bus._partition_of("a").number).encode()
-            feed._link.write(b"*2\r\n$11\r\nUNSUBSCRIBE\r\n$%d\r\n%s\r\n" % (len(channel), channel))
+            names = bus._names
+            channel = names.channel(names.partition_of("a")).encode()
+            bus._receiver._feed._ask("UNSUBSCRIBE", [channel])  # behind its own back
             async with Redis(redis.config) as other:  # same server, another connection
                 while (await other.execute("PUBSUB", "NUMSUB", channel))[1]:
                     await asyncio.sleep(0.005)
@@ -135,12 +135,16 @@ async def test_flushed_server_is_a_new_epoch(redis):
 
 async def test_frame_sent_twice_is_published_once(redis):
     """The script knows the producer's last frame, so a retry after a lost answer changes nothing."""
-    from aegis.redis.pubsub import _PUBLISH
+    from aegis.redis.broadcast.lane import _PUBLISH
+    from aegis.redis.broadcast.wire import parse_header
 
-    keys, args = ["{q}:last", "{q}:meta", "{q}:me", "{q}:frames"], ["epoch", 1, 60, "a", "1"]
-    assert await redis.run(_PUBLISH, keys, args) == 0
-    assert await redis.run(_PUBLISH, keys, args) == -1
-    assert await redis.execute("HGET", "{q}:meta", "version") == b"1"
+    keys = ["{q}:book", "{q}:frames", "{q}:log"]
+    args = ["f", "life", "me.1", 1, 1000, 0, "", "", 10, "PUBLISH", "a", "1", "b", "2"]
+    assert await redis.run(_PUBLISH, keys, args) == [b"life", b"1000", b"0"]
+    assert await redis.run(_PUBLISH, keys, args) == [b"life", b"1000", b"2"]
+    header = parse_header(await redis.execute("HGET", "{q}:book", ""))
+    assert (header.life, header.version, header.streams) == ("life", 1001, {"me.1": 2})
+    assert await redis.execute("XLEN", "{q}:log") == 1
 
 
 async def test_cancelled_waiting_loses_nothing(redis):
@@ -173,10 +177,9 @@ async def test_two_first_subscribers_at_once_both_receive(redis):
         await asyncio.gather(one.__aexit__(None, None, None), two.__aexit__(None, None, None))
 
 
-async def test_full_ring_reports_how_many_were_dropped(redis, monkeypatch):
+async def test_full_ring_reports_how_many_were_dropped(redis):
     """A consumer that never reads costs a bounded ring, and learns what it missed."""
-    monkeypatch.setattr("aegis.redis.pubsub.RING", 100)
-    async with PubSub(redis) as bus, bus.subscribe("a", type=int, policy="all") as updates:
+    async with PubSub(redis) as bus, bus.subscribe("a", type=int, policy="all", ring=100) as updates:
         for number in range(1000):
             await bus.publish("a", number)
         await bus.flush()
@@ -202,5 +205,5 @@ async def test_leaving_the_bus_sends_what_was_published_and_ends_subscriptions(r
 
 async def test_unknown_policy_is_refused_by_name(redis):
     """The error lists what there is."""
-    with pytest.raises(ValueError, match="policy='newest' is none of latest, all"):
+    with pytest.raises(ValueError, match="policy='newest' is none of latest, merge, trade_safe, all"):
         PubSub(redis).subscribe("a", policy="newest")

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import hiredis
@@ -28,6 +28,8 @@ log = logging.getLogger("aegis.redis")
 OWN_ID = "{own client id}"
 _PING_EVERY_S = 1.0
 _PING_TIMEOUT_S = 1.0
+_CHANNELS_PER_COMMAND = 512
+_PING = pack(("PING",))
 
 
 class Feed:
@@ -54,7 +56,7 @@ class Feed:
         self._channels: set[bytes] = set()
         self._acks: dict[bytes, list[asyncio.Future[None]]] = {}
         self._link: Link | None = None
-        self._pong: asyncio.Event = asyncio.Event()
+        self.connections = 0  #: made so far
         self._task: asyncio.Task[None] | None = None
         self._lost_event: asyncio.Event = asyncio.Event()
 
@@ -84,15 +86,47 @@ class Feed:
             self._acks.setdefault(channel, []).append(future)
             futures.append(future)
             self._channels.add(channel)
-        if self._link is not None:
-            self._link.write(pack(("SUBSCRIBE", *channels)))
+        self._ask("SUBSCRIBE", channels)
         await asyncio.gather(*futures)
+
+    def add(self, *channels: bytes) -> None:
+        """Add channels, without waiting."""
+        self._channels.update(channels)
+        self._ask("SUBSCRIBE", channels)
 
     def unsubscribe(self, *channels: bytes) -> None:
         """Remove channels, without waiting."""
         self._channels.difference_update(channels)
-        if self._link is not None and channels:
-            self._link.write(pack(("UNSUBSCRIBE", *channels)))
+        self._ask("UNSUBSCRIBE", channels)
+
+    async def barrier(self) -> None:
+        """
+        Return when everything that the server had pushed before has been delivered here.
+
+        Raises:
+            ConnectionError: there is no connection, or it was lost meanwhile.
+            TimeoutError: the server did not answer.
+        """
+        link = self._link
+        if link is None:
+            raise ConnectionResetError("not connected")
+        async with asyncio.timeout(_PING_TIMEOUT_S):
+            await link.send(_PING)
+
+    def renew(self, reason: str) -> None:
+        """Replace the connection: it answers, but it does not do its work."""
+        if self._link is not None:
+            self._link.abort(reason)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._link is not None
+
+    def _ask(self, command: str, channels: Sequence[bytes]) -> None:
+        if self._link is not None:
+            for start in range(0, len(channels), _CHANNELS_PER_COMMAND):
+                self._link.write(pack((command, *channels[start : start + _CHANNELS_PER_COMMAND])))
 
     async def _run(self) -> None:
         backoff, attempt = Backoff(0.05, 2.0), 0
@@ -112,8 +146,8 @@ class Feed:
         try:
             await self._set_up(link)
             self._link = link
-            if self._channels:
-                link.write(pack(("SUBSCRIBE", *self._channels)))
+            self.connections += 1
+            self._ask("SUBSCRIBE", list(self._channels))
             self._on_up()
             await self._watch(link)
         finally:
@@ -137,7 +171,7 @@ class Feed:
             try:
                 # not wait_for: until 3.12 it loses a cancellation that coincides with the reply, and `close` would hang
                 async with asyncio.timeout(_PING_TIMEOUT_S):
-                    await link.send(pack(("PING",)))
+                    await link.send(_PING)
                 if self._on_heard is not None:
                     self._on_heard(sent_at)
             except (TimeoutError, ConnectionResetError):

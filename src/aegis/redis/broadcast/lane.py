@@ -1,0 +1,236 @@
+"""
+The way of one partition's ticks to the server: an outbox, one task, one frame in flight.
+
+States: idle -> sending -> idle; a frame whose outcome is unknown is sent again until it is known, and published once,
+because the script remembers how far the stream has come. When an answer shows that the server has lost what it had
+acknowledged (another life of the data, or a stream that went back: a restart, a flush, a failover), the lane writes its
+book again before it goes on. Only the lane's task talks to the server for it, so nothing here can overtake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aegis.backoff import Backoff
+from aegis.errors import ClosedError, RedisError
+from aegis.redis._script import load_script
+from aegis.redis._shared import Argument
+from aegis.redis.broadcast.clock import ServerClock
+from aegis.redis.broadcast.outbox import ConflatingOutbox, Outbox, Parcel
+from aegis.redis.broadcast.wire import Header, Names, stored_value
+from aegis.redis.client import Redis
+
+log = logging.getLogger("aegis.redis")
+
+_PUBLISH, _RESTORE = load_script("quotes_publish"), load_script("quotes_restore")
+_RETRY = Backoff(base_s=0.05, cap_s=1.0)
+_RESTORE_AT_ONCE = 500
+#: Behind a frame in flight, ticks are gathered for so long before they become another frame.
+_GATHER_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """
+    What all lanes of one producer share.
+
+    `on_taken(count)` is called whenever the server has taken ticks, `on_end(exc)` when a lane can go on no more (the
+    `Redis` was closed).
+    """
+
+    redis: Redis
+    names: Names
+    clock: ServerClock
+    stream: str
+    on_taken: Callable[[int], None]
+    on_end: Callable[[BaseException], None]
+    conflate: bool
+    log_frames: int
+
+
+class Lane:
+    """One partition of one producer. `cause` says why nothing moves, if so."""
+
+    def __init__(self, number: int, shared: Shared) -> None:
+        self.number, self._shared = number, shared
+        self._redis, self._names, self._stream = shared.redis, shared.names, shared.stream
+        self.outbox: Outbox | ConflatingOutbox = ConflatingOutbox() if shared.conflate else Outbox()
+        self._book: dict[str, tuple[tuple[int, int, int], int, bytes]] = {}  # key -> (version, seq, at), index, payload
+        self._life = ""
+        self._seq = 0  # of the newest tick that the server has taken
+        self._version = 0  # newest that we know of the partition
+        self._newest_frame = (0, 0)  # its version, its time
+        self._sending = False
+        self._lost_data = False
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self.accepted = self.taken = self.frames = self.restored = 0
+        self.cause = ""
+
+    def __repr__(self) -> str:
+        state = "sending" if self._sending else "idle"
+        return f"<Lane {self.number} {state} pending={self.accepted - self.taken} seq={self._seq}>"
+
+    # --- the publisher's side: never waits ---
+
+    def leave_now(self) -> None:
+        """Send what is here as soon as the frame in flight has been answered."""
+        self.outbox.close_parcel()
+        self._start()
+
+    def leave_soon(self, now: float) -> bool:
+        """The regular flush. Returns whether something stays behind for the next one."""
+        self.outbox.close_parcel(now - _GATHER_S if self._sending else float("inf"))
+        self._start()
+        return len(self.outbox) > 0
+
+    async def wait_taken(self) -> None:
+        """Return when the server has taken everything accepted so far."""
+        if self.taken >= self.accepted:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((self.accepted, future))
+        self.leave_now()
+        await future
+
+    def audit(self, header: Header) -> None:
+        """What the server says about the partition: is all there that it had acknowledged?"""
+        if self._life and (header.life != self._life or header.streams.get(self._stream, 0) < self._seq):
+            self._lost_data = True
+            self._start()
+
+    async def close(self) -> None:
+        """Stop; what is pending stays unsent."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._fail_waiters(ClosedError("PubSub"))
+
+    def _fail_waiters(self, exc: BaseException) -> None:
+        while self._waiters:
+            _, future = self._waiters.pop()
+            if not future.done():
+                future.set_exception(exc)
+
+    # --- the task ---
+
+    def _start(self) -> None:
+        self._wake.set()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name=f"aegis broadcast lane {self.number}")
+
+    async def _run(self) -> None:
+        try:
+            await self._serve()
+        except Exception as exc:  # noqa: BLE001 - whatever ends the lane must reach those who wait for it
+            self._fail_waiters(exc)
+            self._shared.on_end(exc)
+
+    async def _serve(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self._sending = True
+            while True:
+                if self._lost_data:
+                    await self._until_taken(self._restore)
+                elif (parcel := self.outbox.take()) is not None:
+                    await self._send(parcel)
+                else:
+                    break
+            self._sending = False
+
+    async def _send(self, parcel: Parcel) -> None:
+        seq, at_us = self._seq + 1, self._shared.clock.at_us(parcel.born)
+        args: list[Argument] = ["f", uuid.uuid4().hex, self._stream, seq, at_us, self._version]
+        args += [parcel.kinds, parcel.folded_json, self._shared.log_frames, self._names.publish]
+        args += itertools.chain.from_iterable(zip(parcel.keys, parcel.payloads, strict=True))
+
+        async def publish() -> None:
+            reply = await self._redis.run(_PUBLISH, self._keys, args, idempotent=True)
+            self._answered(parcel, seq, at_us, reply)
+
+        await self._until_taken(publish)
+
+    def _answered(self, parcel: Parcel, seq: int, at_us: int, reply: list[bytes]) -> None:
+        """The server has taken a frame: remember it, and look whether it still has those before."""
+        life, version, had = reply[0].decode(), int(reply[1]), int(reply[2])
+        count = len(parcel.keys)
+        last = seq + count - 1
+        if had != last:  # else it had been taken before, and only the answer was lost
+            self._lost_data = self._lost_data or had != self._seq or (bool(self._life) and life != self._life)
+        self._life, self._seq, self._version = life, last, max(self._version, version + count - 1)
+        at_us = version if at_us < 0 else at_us  # the server's own time then, which is what a version is
+        self._newest_frame = (version, at_us)
+        head = (version, seq, at_us)
+        self._book.update(
+            zip(parcel.keys, zip(itertools.repeat(head), range(count), parcel.payloads, strict=False), strict=True)
+        )
+        folded = sum(parcel.folded)
+        self.taken += count + folded
+        self.frames += 1
+        self._shared.on_taken(count)
+        while self._waiters and self._waiters[0][0] <= self.taken:
+            _, future = self._waiters.pop(0)
+            if not future.done():
+                future.set_result(None)
+
+    async def _restore(self) -> None:
+        """Write the book again: under its old versions, and only where the server has nothing as new."""
+        self._lost_data = False
+        fields = list(self._book.items())
+        version, at_us = self._newest_frame
+        try:
+            for start in range(0, len(fields), _RESTORE_AT_ONCE):
+                flat: list[str | bytes] = []
+                for key, ((first, seq, at), index, payload) in fields[start : start + _RESTORE_AT_ONCE]:
+                    flat += (key, stored_value(first, seq, at, self._stream, index, payload))
+                head: list[Argument] = [
+                    self._names.publish,
+                    uuid.uuid4().hex,
+                    self._stream,
+                    self._seq,
+                    version,
+                    at_us,
+                    self._version,
+                ]
+                reply = await self._redis.run(_RESTORE, self._keys[:2], [*head, *flat], idempotent=True)
+                self._life = reply[0].decode()
+                self.restored += reply[1]
+        except BaseException:
+            self._lost_data = True
+            raise
+
+    async def _until_taken(self, work: Callable[[], Awaitable[None]]) -> None:
+        """However often it takes. Refusals (a wrong type, no permission, no memory) may be put right meanwhile, too."""
+        attempt = 0
+        while True:
+            try:
+                await work()
+            except RedisError as exc:
+                attempt, self.cause = attempt + 1, str(exc)
+                if attempt == 1:
+                    log.warning("broadcast %s: cannot publish, trying on: %s", self._names.topic, exc)
+            else:
+                if attempt:
+                    log.info("broadcast %s: publishing again after %d attempts", self._names.topic, attempt)
+                self.cause = ""
+                return
+            await asyncio.sleep(_RETRY.delay_s(attempt))
+
+    @property
+    def _keys(self) -> list[str]:
+        names, number = self._names, self.number
+        return [names.book(number), names.channel(number), names.log(number)]
+
+
+__all__ = ["Lane"]

@@ -1,0 +1,146 @@
+"""
+What waits to be sent, of one partition: pure bookkeeping, no I/O, no clock.
+
+A *parcel* becomes one frame. `Outbox` keeps every tick, in order. `ConflatingOutbox` keeps the newest quote of a key
+and every trade in order, a quote before the trade that followed it; it is for topics on which every consumer wants the
+newest value only. Both are emptied by their lane and bounded by the publisher.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import islice
+
+import msgspec
+
+#: A parcel is closed when it holds so many ticks or bytes, whichever comes first.
+PARCEL_TICKS_MAX = 500
+PARCEL_BYTES_MAX = 32 * 1024
+
+
+@dataclass(slots=True)
+class Parcel:
+    """Ticks of one frame-to-be. `born` is when the oldest was published, on the publisher's own clock."""
+
+    born: float
+    keys: list[str] = field(default_factory=list)
+    payloads: list[bytes] = field(default_factory=list)
+    size: int = 0
+    trades: set[int] = field(default_factory=set)  # places of trades
+    folded: list[int] = field(default_factory=list)  # per tick; empty: none
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to close it."""
+        return len(self.keys) >= PARCEL_TICKS_MAX or self.size >= PARCEL_BYTES_MAX
+
+    @property
+    def kinds(self) -> str:
+        """One letter per tick, or nothing where all are quotes."""
+        return "".join("t" if at in self.trades else "q" for at in range(len(self.keys))) if self.trades else ""
+
+    @property
+    def folded_json(self) -> bytes:
+        """How many older ticks stand behind each, or nothing."""
+        return msgspec.json.encode(self.folded) if any(self.folded) else b""
+
+    def add(self, key: str, payload: bytes, *, trade: bool) -> None:
+        """One more tick."""
+        if trade:
+            self.trades.add(len(self.keys))
+        self.keys.append(key)
+        self.payloads.append(payload)
+        self.size += len(payload)
+
+
+class Outbox:
+    """Lossless: every tick, in the publisher's order."""
+
+    def __init__(self) -> None:
+        self._open: Parcel | None = None
+        self._closed: deque[Parcel] = deque()
+
+    def __len__(self) -> int:
+        return sum(len(parcel.keys) for parcel in self._closed) + (len(self._open.keys) if self._open else 0)
+
+    def add(self, key: str, payload: bytes, now: float, *, trade: bool) -> tuple[int, bool]:
+        """Take a tick. Returns by how much the outbox grew, and whether a parcel is full and should leave."""
+        parcel = self._open
+        if parcel is None:
+            parcel = self._open = Parcel(now)
+        parcel.add(key, payload, trade=trade)
+        if parcel.full:
+            self.close_parcel()
+            return 1, True
+        return 1, False
+
+    def close_parcel(self, older_than: float = float("inf")) -> None:
+        """Let the open parcel leave, if it was born before."""
+        if self._open is not None and self._open.born < older_than:
+            self._closed.append(self._open)
+            self._open = None
+
+    def take(self) -> Parcel | None:
+        """The next parcel that may leave."""
+        return self._closed.popleft() if self._closed else None
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """One entry of a conflating outbox."""
+
+    key: str
+    payload: bytes
+    born: float
+    trade: bool
+    folded: int = 0
+
+
+class ConflatingOutbox:
+    """The newest quote of each key and every trade. Memory is O(keys) and the trades not yet sent."""
+
+    #: Entries of one parcel were published within this time, because they will share one `published_at`.
+    SPAN_S = 0.05
+
+    def __init__(self) -> None:
+        self._entries: dict[object, _Waiting] = {}  # in the order of the newest tick
+        self._may_leave = False
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, key: str, payload: bytes, now: float, *, trade: bool) -> tuple[int, bool]:
+        """Take a tick, as `Outbox.add`."""
+        older = self._entries.pop(key, None)
+        if trade:
+            if older is not None:  # the quote that the trade followed goes first, and is conflated no more
+                self._entries[object()] = older
+            self._entries[object()] = _Waiting(key, payload, now, trade=True)
+            grew = 1
+        else:
+            folded = 0 if older is None else older.folded + 1
+            self._entries[key] = _Waiting(key, payload, now, trade=False, folded=folded)
+            grew = 0 if older is not None else 1
+        return grew, len(self._entries) >= PARCEL_TICKS_MAX and not self._may_leave
+
+    def close_parcel(self, older_than: float = float("inf")) -> None:
+        """Let what is here leave, if the oldest was born before."""
+        first = next(iter(self._entries.values()), None)
+        self._may_leave = self._may_leave or (first is not None and first.born < older_than)
+
+    def take(self) -> Parcel | None:
+        """The next parcel, as it is at this moment: conflated until it leaves."""
+        if not self._may_leave:
+            return None
+        parcel: Parcel | None = None
+        for place, entry in list(islice(self._entries.items(), PARCEL_TICKS_MAX)):
+            if parcel is None:
+                parcel = Parcel(entry.born)
+            if parcel.full or abs(entry.born - parcel.born) > self.SPAN_S:
+                break
+            parcel.add(entry.key, entry.payload, trade=entry.trade)
+            parcel.folded.append(entry.folded)
+            del self._entries[place]
+        self._may_leave = bool(self._entries)
+        return parcel

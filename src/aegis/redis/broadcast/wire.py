@@ -1,0 +1,143 @@
+"""
+What travels and what is stored: names, frames, stored values, headers. Nothing else knows their form.
+
+The scripts `quotes_*.lua` are the other side of it; `quotes_publish.lua` explains the fields.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+PARTITIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """
+    Keys and channels of one topic. All names of a partition share a hash tag, so a cluster keeps them together.
+
+    `publish` is the verb of the scripts; a cluster takes SPUBLISH (and its subscribers SSUBSCRIBE).
+    """
+
+    prefix: str
+    topic: str
+    partitions: int = PARTITIONS
+    publish: str = "PUBLISH"
+
+    def partition_of(self, key: str) -> int:
+        """The partition that a key lives in; every process must agree, so it depends on nothing but the key."""
+        return zlib.crc32(key.encode()) % self.partitions
+
+    def book(self, partition: int) -> str:
+        """The hash of last values."""
+        return self._name(partition, "book")
+
+    def channel(self, partition: int) -> str:
+        """Where frames are announced."""
+        return self._name(partition, "frames")
+
+    def log(self, partition: int) -> str:
+        """The stream that keeps frames for replay."""
+        return self._name(partition, "log")
+
+    @property
+    def presence(self) -> str:
+        """A channel on which nothing is ever said: those who listen to it are the subscribing processes."""
+        return f"{self.prefix}:{self.topic}:subscribers"
+
+    def _name(self, partition: int, what: str) -> str:
+        return f"{self.prefix}:{self.topic}:{{{self.prefix}:{self.topic}:{partition}}}:{what}"
+
+
+class Frame:
+    """
+    Consecutive ticks of one stream, stored and announced as one step. Payloads are JSON, decoded only when wanted.
+
+    A value that was read is a frame of one tick with `snapshot` set.
+    """
+
+    __slots__ = (
+        "at_us", "folded", "keys", "kinds", "life", "partition", "payloads", "seq", "snapshot", "stream", "version"
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0917 - once per message on the hot path
+        self,
+        partition: int,
+        life: str,
+        stream: str,
+        seq: int,
+        version: int,
+        at_us: int,
+        keys: Sequence[str],
+        payloads: Sequence[str],
+        kinds: str = "",
+        folded: Sequence[int] = (),
+        snapshot: bool = False,
+    ) -> None:
+        self.partition, self.life, self.stream, self.seq, self.version = partition, life, stream, seq, version
+        self.at_us, self.keys, self.payloads, self.kinds, self.folded = at_us, keys, payloads, kinds, folded
+        self.snapshot = snapshot
+
+    @property
+    def last_seq(self) -> int:
+        """Number of the last tick in its stream."""
+        return self.seq + len(self.keys) - 1
+
+    def __repr__(self) -> str:
+        return f"<Frame {self.partition}/{self.stream} seq={self.seq}-{self.last_seq} version={self.version}>"
+
+
+_Flat = msgspec.msgpack.Decoder(list[str])
+_Folded = msgspec.json.Decoder(list[int])
+_HEADER_FIELDS = 10
+
+
+def parse_frame(partition: int, message: bytes) -> Frame:
+    """A message of `quotes_publish.lua`, taken apart."""
+    flat = _Flat.decode(message)
+    _, life, stream, seq, at, version, kinds, folded, _, _ = flat[:_HEADER_FIELDS]
+    keys, payloads = flat[_HEADER_FIELDS::2], flat[_HEADER_FIELDS + 1 :: 2]
+    many = _Folded.decode(folded) if folded else ()
+    return Frame(partition, life, stream, int(seq), int(version), int(at), keys, payloads, kinds, many)
+
+
+def stored_value(version: int, seq: int, at_us: int, stream: str, index: int, payload: bytes) -> bytes:  # noqa: PLR0917
+    """A field of the book, as `quotes_publish.lua` writes it."""
+    return b"%d %d %d %s %d %s" % (version, seq, at_us, stream.encode(), index, payload)
+
+
+def parse_stored(partition: int, life: str, key: str, stored: str) -> Frame:
+    """A field of the book, as a frame of one tick."""
+    version, seq, at, stream, index, payload = stored.split(" ", 5)
+    i = int(index)
+    return Frame(partition, life, stream, int(seq) + i, int(version) + i, int(at), (key,), (payload,), snapshot=True)
+
+
+def parse_restored(partition: int, life: str, message: bytes) -> list[Frame]:
+    """A message of `quotes_restore.lua`, without its first letter."""
+    flat = _Flat.decode(message)
+    return [parse_stored(partition, life, *pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """How far a partition has come: its life, its newest version, and the newest seq of each of its streams."""
+
+    life: str = ""
+    version: int = 0
+    streams: dict[str, int] = field(default_factory=dict)
+
+
+_Header = msgspec.msgpack.Decoder(tuple[str, int, dict[str, tuple[int, int, int]]])
+
+
+def parse_header(packed: bytes | None) -> Header:
+    """The field "" of a book; an absent one is the header of an empty partition."""
+    if not packed:
+        return Header(streams={})
+    life, version, streams = _Header.decode(packed)
+    return Header(life, version, {stream: entry[0] for stream, entry in streams.items()})
