@@ -1,6 +1,6 @@
 """Redis for many processes: one fast connection, exact limits, a coherent cache, a broadcast without silent loss."""
 
-from aegis.redis.cache import TTL, Cache, CacheEntry, CacheStats
+from aegis.redis.cache import TTL, Cache, CacheEntry, CacheStats, CacheSurvey
 from aegis.redis.client import Redis
 from aegis.redis.pubsub import Gap, PubSub, PubSubStats, Subscription, Update
 from aegis.redis.ratelimit import Decision, Lane, LimiterStats, Rate, RateLimit, RateLimiter, Usage
@@ -10,6 +10,7 @@ __all__ = [
     "Cache",
     "CacheEntry",
     "CacheStats",
+    "CacheSurvey",
     "Decision",
     "Gap",
     "Lane",

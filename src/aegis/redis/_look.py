@@ -1,7 +1,8 @@
-"""Looking in: what lies in Redis under a key, without knowing its type, and which keys there are."""
+"""Looking in: what lies in Redis under a key, without knowing its type, which keys there are, and what fills it."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,17 +58,68 @@ async def inspect(core: Core, key: str, name: str) -> CacheEntry | None:
     return CacheEntry(key, reading.value, expires_in_s, reading.fresh_left_s, reading.delta_s, tags, found.bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class CacheSurvey:
+    """What a walk over the server's keys has found; what came or went meanwhile may or may not be in it."""
+
+    values: int
+    bytes: int  #: of these values, with their envelopes, without the server's own overhead
+    loading: int  #: keys that some process is loading
+    failing: int  #: keys that are kept quiet because their load has just failed
+    tags: int  #: tags that something may carry
+    groups: Mapping[str, tuple[int, int]]  #: by what stands before the first colon: values and bytes, largest first
+
+
+async def survey(core: Core, on_step: Callable[[int, int], None]) -> CacheSurvey:
+    """What `Cache.survey` says."""
+    shelf, groups, states, tags, looked_at = core.shelf, dict[str, tuple[int, int]](), [b""], 0, 0
+    total = await shelf.ask("DBSIZE") or 0
+    async for names in _scan(core, _literally(f"{shelf.prefix}:") + "*"):
+        tags += sum(name.startswith(shelf.generation_keys) for name in names)
+        leases = [name for name in names if name.startswith(shelf.leases)]
+        values = [name for name in names if name.startswith(shelf.values)]
+        patience = shelf.patience(keys=len(names) + 1)
+        sizes = await shelf.ask_all([("STRLEN", name) for name in values], patience) if values else []
+        states += await shelf.ask_all([("GETRANGE", name, 0, 0) for name in leases], patience) if leases else []
+        for name, size in zip(values, sizes, strict=True):
+            if size:  # else it is gone, or not a value
+                group = name[len(shelf.values) + 1 : -1].partition(":")[0]
+                count, in_all = groups.get(group, (0, 0))
+                groups[group] = (count + 1, in_all + size)
+        looked_at += _SCAN_COUNT
+        on_step(min(looked_at, total), total)
+    largest = sorted(groups.items(), key=lambda group: group[1][1], reverse=True)
+    return CacheSurvey(
+        values=sum(count for count, _ in groups.values()), bytes=sum(size for _, size in groups.values()),
+        loading=sum(state in {b"0", b"1"} for state in states), failing=states.count(b"E"), tags=tags,
+        groups=dict(largest),
+    )  # fmt: skip
+
+
 async def keys(core: Core, space: str, pattern: str, limit: int) -> list[str]:
     """What `Cache.keys` says."""
-    start, found, cursor = core.shelf.values + "{" + space, set[str](), b"0"
-    match = "".join(f"\\{char}" if char in "*?[]\\" else char for char in start) + pattern + "}"
-    while len(found) < limit:
+    start, found = core.shelf.values + "{" + space, set[str]()
+    async for names in _scan(core, _literally(start) + pattern + "}"):
+        found.update(name[len(start) : -1] for name in names)
+        if len(found) >= limit:
+            break
+    return sorted(found)[:limit]
+
+
+def _literally(text: str) -> str:
+    """The glob pattern that matches this text."""
+    return "".join(f"\\{char}" if char in "*?[]\\" else char for char in text)
+
+
+async def _scan(core: Core, match: str) -> AsyncIterator[list[str]]:
+    """The names that match, some at a time, never the whole server at once."""
+    cursor = b"0"
+    while True:
         reply = await core.shelf.ask("SCAN", cursor, "MATCH", match, "COUNT", _SCAN_COUNT)
         core.answered(reply)
         if reply is UNANSWERED:
-            break
+            return
         cursor, names = reply
-        found.update(name.decode(errors="replace")[len(start) : -1] for name in names)
+        yield [name.decode(errors="replace") for name in names]
         if cursor == b"0":
-            break
-    return sorted(found)[:limit]
+            return

@@ -22,7 +22,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 from aegis.redis import _cached, _look, _many
 from aegis.redis._cache_stats import TTL, CacheStats, Lifetime
 from aegis.redis._core import Core, Options, Wish, named
-from aegis.redis._look import CacheEntry
+from aegis.redis._look import CacheEntry, CacheSurvey
 from aegis.redis._reader import Reading
 from aegis.redis.client import Redis
 
@@ -306,5 +306,13 @@ class Cache:
         """
         return await _look.keys(self._core, self._space, pattern, limit)
 
+    async def survey(self, on_step: Callable[[int, int], None] = lambda _looked_at, _of: None) -> CacheSurvey:
+        """
+        What lies in Redis under this cache's prefix, all namespaces together, counted by SCAN as in `keys`.
 
-__all__ = ["TTL", "Cache", "CacheEntry", "CacheStats"]
+        `stats()` speaks of this process, this of the server. `on_step(looked_at, of)` is called after every step.
+        """
+        return await _look.survey(self._core, on_step)
+
+
+__all__ = ["TTL", "Cache", "CacheEntry", "CacheStats", "CacheSurvey"]
