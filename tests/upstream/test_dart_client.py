@@ -50,6 +50,9 @@ async def test_all_pages_of_a_long_period_are_read_once(world, dart):
     assert [item.rcept_dt for item in found] == sorted((item.rcept_dt for item in found), reverse=True)
     assert len(await dart.disclosures(last - timedelta(days=60), last, page=2)) == 100
     assert await dart.disclosures(last, first) == []
+    assert await dart.disclosures(date(1999, 1, 1), date(1999, 1, 2)) == []
+    with pytest.raises(RejectedError, match=r"3개월만 가능합니다.*100"):
+        await dart.disclosures(first, last, page=1)
 
 
 async def test_one_company(world, dart):

@@ -18,7 +18,6 @@ from aegis.upstream._shape import KST, day
 from aegis.upstream.simulator.market import Bar, Look
 from aegis.upstream.simulator.state import State
 
-_POLLING_INTERVAL_MS = 7000
 _NOT_FOUND = "<html><head><title>네이버 금융</title></head><body>페이지를 찾을 수 없습니다</body></html>"
 _DIRECTIONS = {1: ("2", "상승", "RISING"), 0: ("3", "보합", "UNCHANGED"), -1: ("5", "하락", "FALLING")}
 _QUERY = "SERVICE_ITEM:"
@@ -59,7 +58,7 @@ class Naver:
         del body
         now = datetime.now(UTC).astimezone(KST)
         datas = [_quote(look, now) for look in self._looks(request.match_info["codes"].split(","))]
-        answer = {"pollingInterval": _POLLING_INTERVAL_MS, "datas": datas, "time": now.strftime("%Y%m%d%H%M%S")}
+        answer = {"pollingInterval": self._polling_ms, "datas": datas, "time": now.strftime("%Y%m%d%H%M%S")}
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json", charset="utf-8")
 
     def quotes_as_of_old(self, request: web.Request, body: bytes) -> web.Response:
@@ -69,7 +68,7 @@ class Naver:
         if not query.startswith(_QUERY):
             return self.refuse("200")
         datas = [_old_quote(look) for look in self._looks(query.removeprefix(_QUERY).split(","))]
-        result = {"pollingInterval": _POLLING_INTERVAL_MS, "areas": [{"name": "SERVICE_ITEM", "datas": datas}]}
+        result = {"pollingInterval": self._polling_ms, "areas": [{"name": "SERVICE_ITEM", "datas": datas}]}
         now_ms = round(datetime.now(UTC).timestamp() * 1000)
         text = msgspec.json.encode({"resultCode": "success", "result": {**result, "time": now_ms}}).decode()
         return web.Response(body=text.encode("cp949"), content_type="application/json", charset="EUC-KR")
@@ -99,6 +98,10 @@ class Naver:
         head = "['날짜', '시가', '고가', '저가', '종가', '거래량', '외국인소진율']"
         text = f"\n\n\t\n [{','.join([head, *rows])}\n]\n\n"
         return web.Response(text=text, content_type="text/html", charset="utf-8")
+
+    @property
+    def _polling_ms(self) -> int:
+        return round(self._state.rules.naver_polling_s * 1000)
 
     def _looks(self, codes: list[str]) -> list[Look]:
         return [look for code in codes if (look := self._state.look(code))]

@@ -27,6 +27,7 @@ class Rules:
     dart_block_per_minute: int = 1000  #: requests of one address, above which it is blocked
     dart_block_s: float = 86_400.0  #: how long: every connection is reset
     naver_per_second: int = 10
+    naver_polling_s: float = 7.0  #: the interval that it publishes
     token_interval_s: float = 60.0  #: one token per app key and minute (EGW00133)
     token_life_s: float = 86_400.0
     token_same_s: float = 6 * 3600.0  #: a new issue within six hours returns the same token
