@@ -471,6 +471,20 @@ class RowShapeError(DatabaseError, TypeError):
         return f"columns do not fit {self.type_name}: missing {list(self.missing)}, extra {list(self.extra)}"
 
 
+class DirectConnectionError(DatabaseError):
+    """`what` needs a session of its own, which a pgbouncer does not keep. Nothing was sent."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} does not work through a pgbouncer (DB_PGBOUNCER=true): "
+            "give this process a DATABASE_URL that leads straight to PostgreSQL"
+        )
+
+
 class MigrationError(DatabaseError):
     """A migration was refused or failed; `file` names it. It left nothing behind; files before it stay applied."""
 

@@ -7,13 +7,12 @@ import asyncio
 import pytest
 
 from aegis.config import DatabaseConfig
-from aegis.database import MIGRATIONS, Database
+from aegis.database import Database
 from aegis.embedded import EmbeddedPostgres
 from aegis.errors import (
     CommitOutcomeUnknownError,
     DatabaseLostError,
     DatabaseUnavailableError,
-    MigrationError,
     PoolFullError,
     PoolTimeoutError,
     QueryError,
@@ -186,32 +185,6 @@ async def test_a_swallowed_failure_is_not_a_commit(db):
         async with db.transaction() as tx:
             with pytest.raises(QueryError):
                 await tx.execute("select 1/0")
-
-
-async def test_three_migrators_apply_once(db, postgres_server):
-    """Each file is applied by exactly one of three that start together."""
-    async with Database(config_of(postgres_server)) as other, Database(config_of(postgres_server)) as third:
-        done = await asyncio.gather(*(each.migrate(MIGRATIONS) for each in (db, other, third)))
-    assert sorted(map(len, done)) == [0, 0, 1]
-    assert [m.applied for m in await db.migration_status(MIGRATIONS)] == [True]
-    assert await db.fetch_value("select count(*) from daily_prices") == 0
-
-
-async def test_edited_late_and_failing_migrations_are_refused(db, tmp_path):
-    """The error names the file, and nothing of it is left behind."""
-    (tmp_path / "0002_a.sql").write_text("create table a ()")
-    await db.migrate(str(tmp_path))
-    (tmp_path / "0003_b.sql").write_text("create table b (); select 1/0")
-    with pytest.raises(MigrationError, match=r"0003_b\.sql.*22012"):
-        await db.migrate(tmp_path)
-    assert await db.fetch_value("select to_regclass('b')") is None
-    (tmp_path / "0001_late.sql").write_text("select 1")
-    with pytest.raises(MigrationError, match=r"0001_late\.sql: comes before"):
-        await db.migrate(tmp_path)
-    (tmp_path / "0002_a.sql").write_text("create table other ()")
-    (tmp_path / "0001_late.sql").unlink()
-    with pytest.raises(MigrationError, match="edited"):
-        await db.migrate(tmp_path)
 
 
 async def test_an_unreachable_server_is_named_without_the_password(tmp_path):

@@ -33,6 +33,7 @@ COMMANDS = {
     "demo": "Run the main job on this machine, and judge it.",
     "doctor": "Look at everything aegis needs, and say what to do.",
     "config": "Check the configuration, show it, or list every variable.",
+    "db": "Apply the migrations of a database, or show them.",
     "cache": "Look into the shared cache, and remove from it.",
     "sim": "Run the simulator of KIS, DART and Naver alone.",
 }

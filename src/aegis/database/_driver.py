@@ -148,6 +148,8 @@ class AsyncpgDriver:
 
 def wanted_of(config: DatabaseConfig) -> PostgresUrl:
     """What to connect to: the URL where there is one, else the parts."""
+    if config.embedded:
+        raise DatabaseUnavailableError("embedded:", "it exists only while an `aegis.Runtime` runs, which starts it")
     if config.url is not None:
         return parse_postgres_url(config.url.get_secret_value())
     hosts = tuple((host, config.port) for host in config.host.split(","))

@@ -41,11 +41,15 @@ def trace_of(sql: str) -> Trace:
     known = _memo.get(sql)
     if known is not None:
         return known
-    # Quoted text becomes a name, so that `set_config('a', ...)` still reads as a call.
-    bare = _NOISE.sub(lambda found: " " if found[0].startswith(("--", "/*")) else "x", sql)
+    bare = without_text(sql)
     trace = Trace.CLOSE if _CLOSES.search(bare) else Trace.RESET if _RESETS.search(bare) else Trace.NONE
     if len(sql) <= _MEMO_SQL_MAX:
         if len(_memo) >= _MEMO_MAX:
             _memo.clear()
         _memo[sql] = trace
     return trace
+
+
+def without_text(sql: str) -> str:
+    """`sql`, as long as before: comments are blanks, quoted text is a name, so `set_config('a', ...)` stays a call."""
+    return _NOISE.sub(lambda found: (" " if found[0].startswith(("--", "/*")) else "x") * len(found[0]), sql)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 from pydantic import SecretStr
 
@@ -26,11 +27,13 @@ from aegis.database._feed import Feed
 from aegis.database._lease import Lease, PoolStats
 from aegis.database._session import Trace, trace_of
 from aegis.database._site import stack
+from aegis.database.claim import Claim, claiming
+from aegis.database.listen import Listener
 from aegis.database.pool import Pool
 from aegis.database.queries import Queries
 from aegis.database.stream import Sink
 from aegis.database.transaction import Isolation, Transaction
-from aegis.errors import DatabaseError, QueryError
+from aegis.errors import DatabaseError, DirectConnectionError, QueryError
 
 T = TypeVar("T")
 _RETRIED = frozenset({"40001", "40P01"})  # serialization failure, deadlock: the server rolled back
@@ -53,6 +56,7 @@ class Database(Queries):
     def __init__(self, config: DatabaseConfig) -> None:
         self._pool = Pool(config)
         self._replica: Database | None = None
+        self._listeners: WeakSet[Listener] = WeakSet()
         if config.replica_url is not None:
             self._replica = Database(_of_replica(config, config.replica_url))
 
@@ -74,6 +78,7 @@ class Database(Queries):
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         try:
+            await asyncio.gather(*(listener.close("Database") for listener in self._listeners))
             await self._pool.close()
         finally:
             if self._replica is not None:
@@ -161,15 +166,72 @@ class Database(Queries):
         async with self.transaction(isolation=isolation) as tx:
             return await fn(tx)
 
-    async def migrate(self, path: str | Path = migrations.MIGRATIONS, *, lock_timeout_s: float = 60.0) -> list[str]:
-        """Apply the pending files of a directory; returns their names. Safe from many processes at once."""
+    @asynccontextmanager
+    async def claim(
+        self,
+        table: str,
+        limit: int = 1,
+        *,
+        where: str = "",
+        args: Sequence[Any] = (),
+        order_by: Sequence[str] = (),
+        keep: bool = False,
+        type: Any = None,  # noqa: A002 - as in fetch
+    ) -> AsyncIterator[Claim[Any]]:
+        """
+        Up to `limit` rows as work that nobody else gets meanwhile, in this process or another.
+
+        When the block ends well the rows are deleted, together with whatever you did in `claim.tx`; when it raises, or
+        the process dies, everything is undone and the rows are free for others. `keep=True` leaves them to you: change
+        them in `claim.tx`. `where` is SQL that may use $1... of `args`. No rows: nothing is there to do now.
+        """
+        sql = claiming(table, where, order_by, len(args) + 1, keep=keep)
+        async with self.transaction() as tx:
+            yield Claim(await tx.fetch(sql, *args, limit, type=type), tx)
+
+    def listen(self, *channels: str, capacity: int = 10_000) -> Listener:
+        """
+        The notifications of `channels`, on a connection of its own that comes back by itself.
+
+        `async with db.listen("quotes") as notes: async for note in notes` gives `Notification`, and `MaybeMissed` after
+        a reconnect or when more than `capacity` events wait.
+
+        Raises:
+            DatabaseUnavailableError: on entering, the server is away; later absences end by themselves.
+            DirectConnectionError: there is a pgbouncer in between, through which nothing would ever come.
+        """
+        self._needs_direct("listen")
+        listener = Listener(self._pool.driver, channels, capacity)
+        self._listeners.add(listener)
+        return listener
+
+    def _needs_direct(self, what: str) -> None:
+        if self._pool.config.pgbouncer:
+            raise DirectConnectionError(what)
+
+    async def migrate(
+        self,
+        path: str | Path = migrations.MIGRATIONS,
+        *,
+        lock_timeout_s: float = 60.0,
+        on_file: migrations.OnFile | None = None,
+    ) -> list[str]:
+        """
+        Apply the pending files of a directory; returns their names. Safe from many processes at once.
+
+        `on_file` is told each name before its file is applied, to show progress.
+
+        Raises:
+            MigrationError: a file was edited, comes too late, or failed; it is named. Files before it stay applied.
+        """
+        self._needs_direct("migrate")
         async with self._lease() as lease:
             lease.trace = Trace.RESET
             with self._pool.errors_of(lease):
-                return await migrations.migrate(lease.conn, path, lock_timeout_s)
+                return await migrations.migrate(lease.conn, path, lock_timeout_s, on_file)
 
     async def migration_status(self, path: str | Path = migrations.MIGRATIONS) -> list[migrations.Migration]:
-        """Every file and whether it is applied."""
+        """Every file of the directory, and every applied one that is not there, with what is wrong with it."""
         async with self._conn() as conn:
             return await migrations.status(conn, path)
 
@@ -179,12 +241,16 @@ class Database(Queries):
         await self.fetch_value("select 1")
         return time.perf_counter() - started
 
-    async def health(self) -> Health:
-        """For probes: never raises a DatabaseError."""
-        try:
-            return Health(ok=True, latency_s=await self.ping(), problem="", pool=self.stats())
-        except DatabaseError as exc:
-            return Health(ok=False, latency_s=0.0, problem=str(exc), pool=self.stats())
+    async def health(self, timeout: float = 2.0) -> Health:
+        """For probes: an answer within `timeout` seconds, whatever the server does; never a DatabaseError."""
+        problem = f"no answer within {timeout:g} s"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                try:
+                    return Health(ok=True, latency_s=await self.ping(), problem="", pool=self.stats())
+                except DatabaseError as exc:
+                    problem = str(exc)
+        return Health(ok=False, latency_s=0.0, problem=problem, pool=self.stats())
 
     def stats(self) -> PoolStats:
         """Counters and sizes of the pool."""

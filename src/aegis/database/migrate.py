@@ -3,33 +3,49 @@ Migrations: a directory of `NNNN_name.sql`, applied in order, once, whoever asks
 
 An advisory lock held on the connection makes processes take turns; it dies with its holder, unlike a lock row. Each
 file runs in a transaction of its own together with its entry in `aegis_migrations`. Edited or late files are refused.
+A file that begins with the line `-- no-transaction` runs statement by statement instead (CREATE INDEX CONCURRENTLY
+needs that), and is entered when its last one is done.
 """
 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from aegis.database._driver import Conn, ours
-from aegis.errors import MigrationError, QueryError
+from aegis.database._session import without_text
+from aegis.errors import DatabaseError, MigrationError
 
 #: The migrations that come with aegis.
 MIGRATIONS = Path(__file__).parent / "migrations"
+OnFile: TypeAlias = Callable[[str], object]  # told the name of each file before it is applied
 _NAME = re.compile(r"\d{4}_\w+\.sql")
+_ALONE = re.compile(r"--\s*no-transaction\s*$", re.MULTILINE)
 _LOCK = 0x61656769  # "aegi"
 _POLL_S = 0.1
 _FOREVER_S = 86400.0 * 365
+_TABLE = (
+    "create table if not exists aegis_migrations "
+    "(name text primary key, checksum text not null, applied_at timestamptz not null default now())"
+)
+_ENTER = "insert into aegis_migrations (name, checksum) values ($1, $2)"
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One file and whether it is applied."""
+    """One file: since when it is applied, what is odd about it, and whether `migrate` would refuse it for that."""
 
     name: str
     applied: bool
+    applied_at: dt.datetime | None = None
+    problem: str = ""
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +53,17 @@ class _File:
     name: str
     sql: str
     checksum: str
+
+    @property
+    def alone(self) -> bool:
+        """Whether it asks to run outside a transaction."""
+        return _ALONE.match(self.sql) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    checksum: str
+    applied_at: dt.datetime
 
 
 def _read(path: str | Path) -> list[_File]:
@@ -49,54 +76,69 @@ def _read(path: str | Path) -> list[_File]:
             raise MigrationError(file.name, "is not named NNNN_name.sql")
         if files and files[-1].name[:4] == file.name[:4]:
             raise MigrationError(file.name, f"has the same number as {files[-1].name}")
-        text = file.read_bytes()
-        files.append(_File(file.name, text.decode(), hashlib.sha256(text).hexdigest()))
+        try:
+            sql = file.read_text("utf-8")  # any newline becomes \n, so the checksum survives a checkout on Windows
+        except (OSError, UnicodeDecodeError) as exc:
+            raise MigrationError(file.name, f"cannot be read: {exc}") from exc
+        files.append(_File(file.name, sql, hashlib.sha256(sql.encode()).hexdigest()))
     return files
 
 
-async def _applied(conn: Conn) -> dict[str, str]:
+async def _applied(conn: Conn) -> dict[str, _Entry]:
     if await conn.fetchval("select to_regclass('aegis_migrations') is null"):
         return {}
-    return {row[0]: row[1] for row in await conn.fetch("select name, checksum from aegis_migrations")}
+    rows = await conn.fetch("select name, checksum, applied_at from aegis_migrations order by name")
+    return {row["name"]: _Entry(row["checksum"], row["applied_at"]) for row in rows}
 
 
-def _pending(files: list[_File], applied: dict[str, str]) -> list[_File]:
+def _problem(file: _File, applied: dict[str, _Entry]) -> str:
+    """Why this file is refused; empty: it is not."""
+    known, newest = applied.get(file.name), max(applied, default="")
+    if known is not None and known.checksum != file.checksum:
+        return "was edited after it was applied; restore it and add a new file"
+    if known is None and file.name < newest:
+        return f"comes before {newest}, which is applied; give it a higher number"
+    return ""
+
+
+def _pending(files: list[_File], applied: dict[str, _Entry]) -> list[_File]:
     """What is left to apply; refuses a file that was edited after it was applied, or that comes too late."""
-    newest = max(applied, default="")
     for file in files:
-        known = applied.get(file.name)
-        if known is not None and known != file.checksum:
-            raise MigrationError(file.name, "was edited after it was applied; restore it and add a new file")
-        if known is None and file.name < newest:
-            raise MigrationError(file.name, f"comes before {newest}, which is applied; give it a higher number")
+        if problem := _problem(file, applied):
+            raise MigrationError(file.name, problem)
     return [file for file in files if file.name not in applied]
 
 
 async def status(conn: Conn, path: str | Path) -> list[Migration]:
-    """Every file of the directory and whether it is applied; takes no lock."""
-    files = await asyncio.to_thread(_read, path)
+    """
+    Every file of the directory, and every applied one that is not there; takes no lock.
+
+    That one is missing is no error: an older release runs against a newer database when it is rolled back.
+    """
+    files = {file.name: file for file in await asyncio.to_thread(_read, path)}
     applied = await _applied(conn)
-    return [Migration(file.name, file.name in applied) for file in files]
+    found = []
+    for name in sorted({*files, *applied}):
+        entry = applied.get(name)
+        refused = _problem(files[name], applied) if name in files else ""
+        problem = refused if name in files else "is applied, but not in the directory"
+        applied_at = entry.applied_at if entry else None
+        found.append(Migration(name, entry is not None, applied_at, problem, bool(refused)))
+    return found
 
 
-async def migrate(conn: Conn, path: str | Path, lock_timeout_s: float) -> list[str]:
+async def migrate(conn: Conn, path: str | Path, lock_timeout_s: float, on_file: OnFile | None) -> list[str]:
     """Apply what is pending; returns the names of the files that this call applied."""
     files = await asyncio.to_thread(_read, path)
     if not _pending(files, await _applied(conn)):
         return []
+    await _lock(conn, path, lock_timeout_s)
     try:
-        async with asyncio.timeout(lock_timeout_s):
-            while not await conn.fetchval("select pg_try_advisory_lock($1)", _LOCK):  # noqa: ASYNC110 - the event is in another process
-                await asyncio.sleep(_POLL_S)
-    except TimeoutError as exc:
-        raise MigrationError(str(path), f"another process migrates for more than {lock_timeout_s:.0f} s") from exc
-    try:
-        await conn.execute(
-            "create table if not exists aegis_migrations "
-            "(name text primary key, checksum text not null, applied_at timestamptz not null default now())"
-        )
+        await conn.execute(_TABLE)
         pending = _pending(files, await _applied(conn))  # again: the holder before us may have done it
         for file in pending:
+            if on_file is not None:
+                on_file(file.name)
             await _apply(conn, file)
         return [file.name for file in pending]
     finally:
@@ -104,16 +146,52 @@ async def migrate(conn: Conn, path: str | Path, lock_timeout_s: float) -> list[s
             await conn.execute(f"select pg_advisory_unlock({_LOCK})")
 
 
-async def _apply(conn: Conn, file: _File) -> None:
+async def _lock(conn: Conn, path: str | Path, timeout_s: float) -> None:
+    """Asked again and again, not waited for in the server: CREATE INDEX CONCURRENTLY waits for whoever waits there."""
     try:
-        async with conn.transaction():
-            await conn.execute("set local statement_timeout = 0", timeout=_FOREVER_S)  # an index takes its time
-            await conn.execute(file.sql, timeout=_FOREVER_S)
-            await conn.execute(
-                "insert into aegis_migrations (name, checksum) values ($1, $2)", file.name, file.checksum
-            )
+        async with asyncio.timeout(timeout_s):
+            while not await conn.fetchval("select pg_try_advisory_lock($1)", _LOCK):  # noqa: ASYNC110 - the event is in another process
+                await asyncio.sleep(_POLL_S)
+    except TimeoutError as exc:
+        raise MigrationError(str(path), f"another process migrates for more than {timeout_s:g} s") from exc
+
+
+async def _apply(conn: Conn, file: _File) -> None:
+    run = _apply_alone if file.alone else _apply_whole
+    try:
+        await run(conn, file)
+    except MigrationError:
+        raise
     except Exception as exc:
         mine = ours(exc, "the migrated server")
-        if isinstance(mine, QueryError):
+        if isinstance(mine, DatabaseError):
             raise MigrationError(file.name, str(mine)) from exc
         raise
+
+
+async def _apply_whole(conn: Conn, file: _File) -> None:
+    async with conn.transaction():
+        await conn.execute("set local statement_timeout = 0", timeout=_FOREVER_S)  # an index takes its time
+        await conn.execute(file.sql, timeout=_FOREVER_S)
+        await conn.execute(_ENTER, file.name, file.checksum)
+
+
+async def _apply_alone(conn: Conn, file: _File) -> None:
+    await conn.execute("set statement_timeout = 0; set lock_timeout = 0")  # the connection is reset afterwards
+    for number, statement in enumerate(statements(file.sql), 1):
+        try:
+            await conn.execute(statement, timeout=_FOREVER_S)
+        except Exception as exc:
+            mine = ours(exc, "the migrated server")
+            done = f"statement {number} of this file, which runs without a transaction; those before it stay done"
+            raise MigrationError(file.name, f"{done}: {mine}") from exc
+    await conn.execute(_ENTER, file.name, file.checksum)
+
+
+def statements(sql: str) -> Iterator[str]:
+    """Split at semicolons outside of quotes and comments. (A function's BEGIN ATOMIC body would be cut: quote it.)"""
+    bare, begin = without_text(sql), 0
+    for end in [*(at.start() for at in re.finditer(";", bare)), len(sql)]:
+        if bare[begin:end].strip():
+            yield sql[begin:end].strip()
+        begin = end + 1

@@ -32,6 +32,7 @@ from aegis.database.stream import Sink
 from aegis.errors import ClosedError, DatabaseUnavailableError, PoolFullError, PoolTimeoutError, QueryError
 
 _log = logging.getLogger("aegis.database")
+_log.addHandler(logging.NullHandler())  # a program that configures no logging sees nothing
 _PING_AFTER_S = 1.0  # an idle connection older than this is asked before it is trusted (pgxpool's ShouldPing)
 _PING_TIMEOUT_S = 1.0
 _UPKEEP_S = 1.0  # how often the background looks, or a quarter of the shortest bound
