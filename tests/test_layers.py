@@ -16,7 +16,7 @@ LEVELS = (
     ("backoff",),
     ("config",),
     ("redis", "database", "http", "embedded"),
-    ("upstream", "telemetry"),
+    ("upstream", "telemetry", "gateway"),
     ("runtime",),
     ("demo", "dashboard", "doctor"),
     ("cli",),

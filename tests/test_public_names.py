@@ -20,6 +20,7 @@ ROOMS = (
     "aegis.embedded",
     "aegis.upstream",
     "aegis.telemetry",
+    "aegis.gateway",
     "aegis.doctor",
 )
 

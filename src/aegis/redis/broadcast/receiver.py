@@ -222,6 +222,7 @@ class Receiver:
         if self._feed is None:
             self._feed = Feed(self._redis.config, self._on_message, self._on_up, self._on_down)
             self._feed.start()
+            self._heard_at = time.monotonic()
             self._feed.add(self._names.presence.encode())
         if place.partition.state is State.IDLE:
             place.partition.state = State.READING
