@@ -117,8 +117,9 @@ async def test_own_writes_are_read_back_at_once(redis):
     assert await cache.get("k", int) is None
 
 
-async def test_a_change_while_the_answer_is_on_its_way_is_not_kept(valkey_server, redis):
-    """The invalidation overtakes the old answer: the answer is given to its caller and not kept."""
+@pytest.mark.parametrize("before", ["old", None])
+async def test_a_change_while_the_answer_is_on_its_way_is_not_kept(valkey_server, redis, before):
+    """The invalidation overtakes the old answer: it goes to its caller, not into the tier, nor to who asks later."""
     async with (
         FaultProxy(f"127.0.0.1:{valkey_server.port}") as proxy,
         Redis(RedisConfig(url=proxy.url)) as delayed,
@@ -128,14 +129,52 @@ async def test_a_change_while_the_answer_is_on_its_way_is_not_kept(valkey_server
         cache._core.tether._shelf = _ShelfWithAnotherConfig(cache._core.shelf, RedisConfig(url=valkey_server.url))
         await cache.set("k", "old")
         await warm(cache, "k")
+        if before is None:
+            await cache.delete("k")
+        invalidated, heard = cache._core.tier.invalidated, asyncio.Event()
         cache._core.tier.drop("k")
         proxy.slow(0.05)
         reading = asyncio.create_task(cache.get("k", str))
         await asyncio.sleep(0.075)  # the question has arrived (50 ms), its answer has not (100 ms)
+        cache._core.tier.invalidated = lambda *names: (invalidated(*names), heard.set())
         await Cache(redis).set("k", "new")
-        assert await reading == "old"
+        await heard.wait()
+        later = asyncio.create_task(cache.get("k", str))
+        await asyncio.wait({reading, later}, return_when=asyncio.FIRST_COMPLETED)
         assert "k" not in cache._core.tier.entries
-        assert await cache.get("k", str) == "new"
+        assert await reading == before
+        assert await later == "new"  # does not join the question whose answer is outdated
+
+
+async def test_who_asks_together_asks_once(redis):
+    """One question for all callers of one key, found or not; each may change what it got, or leave."""
+    cache = Cache(redis)
+    await cache.set("k", {"a": 1})
+    await cache.set("warm", 1)
+    await warm(cache, "warm")
+    before = redis.stats().commands
+    for key, expected in (("k", {"a": 1}), ("none", None)):
+        callers = [asyncio.create_task(cache.get(key, dict)) for _ in range(50)]
+        await asyncio.sleep(0)
+        callers[7].cancel()
+        values = await asyncio.gather(*callers, return_exceptions=True)
+        assert isinstance(values.pop(7), asyncio.CancelledError)
+        assert values == [expected] * 49
+        assert len({id(value) for value in values}) == (49 if expected else 1)
+    assert redis.stats().commands - before == 4  # GET and PTTL, twice
+
+
+async def test_who_asks_together_survives_the_first(redis):
+    """The caller whose question all wait for is cancelled: the others ask themselves; also when a type differs."""
+    cache = Cache(redis)
+    await cache.set("warm", 1)
+    await warm(cache, "warm")
+    await cache.set("k", [1])
+    callers = [asyncio.create_task(cache.get("k", type_)) for type_ in (list, list, list, tuple, int)]
+    await asyncio.sleep(0)
+    callers[0].cancel()
+    outcomes = await asyncio.gather(*callers, return_exceptions=True)
+    assert outcomes[1:] == [[1], [1], (1,), None]
 
 
 class _ShelfWithAnotherConfig:

@@ -6,6 +6,7 @@ The one place that fills the in-process tier.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from aegis.redis._envelope import Codec, Entry, unpack
 from aegis.redis._sharing import copier
 from aegis.redis._shelf import Patience, Shelf
 from aegis.redis._tags import Tags
-from aegis.redis._tier import LocalEntry, Tier
+from aegis.redis._tier import LocalEntry, Ticket, Tier
 
 #: -ln(1e-6): an early refresh begins before this many load times with a chance of one in a million.
 _EARLIEST_LOADS = 14.0
@@ -50,6 +51,15 @@ class Reading(msgspec.Struct, gc=False):
         return cls(value, b"", local.identity, local.soft_at - now, local.delta_s)
 
 
+class _Asking:
+    """A question that is under way. `nothing`: the answer was that there is no such value of this type."""
+
+    __slots__ = ("answered", "codec", "nothing", "ticket")
+
+    def __init__(self, codec: Codec, ticket: Ticket) -> None:
+        self.codec, self.ticket, self.answered, self.nothing = codec, ticket, asyncio.Event(), False
+
+
 def fresh_left_s(entry: Entry, left_ms: int) -> float:
     """How long an entry is fresh that has so much of its time to live left (negative: it has none, so it is new)."""
     return (entry.soft_ms - entry.hard_ms + left_ms if left_ms >= 0 else entry.soft_ms) / 1000
@@ -72,6 +82,7 @@ class Reader:
 
     def __init__(self, shelf: Shelf, tier: Tier, tags: Tags, counters: Counters, eagerness: float) -> None:
         self._shelf, self._tier, self._tags, self._count, self._eagerness = shelf, tier, tags, counters, eagerness
+        self._asking: dict[str, _Asking] = {}
         self._soft_at: dict[bytes, float] = {}  # without the tier: identity of a stored value -> when it becomes stale
 
     async def read(self, key: str, codec: Codec, *, aged: bool = True) -> Reading | None:
@@ -82,7 +93,7 @@ class Reader:
         """
         tier, shelf = self._tier, self._shelf
         if tier.entries_max and tier.trusted:
-            return (await self.read_all([key], codec)).get(key)
+            return await self._read_together(key, codec)
         if not shelf.outage.up or not shelf.enabled:
             return None
         asked_at = monotonic()
@@ -103,6 +114,34 @@ class Reader:
                 soft_at = await self._learn_age(key, entry, self._what_is_left(asked_at))
             reading.fresh_left_s = soft_at - monotonic()
         return reading
+
+    async def _read_together(self, key: str, codec: Codec) -> Reading | None:
+        """
+        Who asks while another asks waits for that answer and takes it from the tier.
+
+        That is as coherent as the tier: a question is not joined any more once a change of the key was heard.
+        """
+        asking = self._asking.get(key)
+        if asking is not None and asking.codec is codec and asking.ticket.valid:
+            await asking.answered.wait()
+            local = self._tier.entries.get(key)
+            if local is not None and local.type == codec.type and self._tier.trusted:
+                return Reading.of_local(local, monotonic())
+            if asking.nothing:
+                return None
+        ticket = self._tier.begin(key)
+        if ticket is None:
+            return (await self.read_all([key], codec)).get(key)
+        asking = self._asking[key] = _Asking(codec, ticket)
+        try:
+            reading = (await self.read_all([key], codec)).get(key)
+            asking.nothing = reading is None
+            return reading
+        finally:
+            self._tier.end(key, ticket)
+            if self._asking.get(key) is asking:
+                del self._asking[key]
+            asking.answered.set()
 
     def _what_is_left(self, asked_at: float) -> Patience:
         return self._shelf.patience(spent_s=monotonic() - asked_at)
