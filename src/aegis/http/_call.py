@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from dataclasses import replace
 from time import monotonic
 
 from aiohttp import ClientResponse
+from msgspec import structs
 from multidict import CIMultiDict
 
 from aegis.errors import AegisError, CircuitOpenError, ClosedError, HttpError, HttpTimeoutError, RejectedError
@@ -30,6 +30,11 @@ from aegis.http.retry import parse_retry_after
 
 class Call:
     """One call in progress."""
+
+    __slots__ = (
+        "deadline", "earlier", "history", "hops", "renewed", "request", "rest", "sent_at", "settings", "shared",
+        "started", "streaming", "timeout_s", "upstream", "url",
+    )  # fmt: skip
 
     def __init__(
         self, shared: Shared, settings: Settings, request: Request, timeout_s: float, *, streaming: bool = False
@@ -88,7 +93,7 @@ class Call:
         last = self.history[-1]
         self.upstream.tally.body_bytes += received_bytes - last.body_bytes
         self.upstream.tally.in_flight -= 1
-        self.history[-1] = replace(last, body_bytes=received_bytes, elapsed_s=monotonic() - self.sent_at)
+        self.history[-1] = structs.replace(last, body_bytes=received_bytes, elapsed_s=monotonic() - self.sent_at)
         self.end(outcome, error)
 
     def broken(self, failure: Failure) -> tuple[str, HttpError]:
@@ -288,7 +293,7 @@ class Call:
         self.earlier.append(self.request)
         fresh = CIMultiDict(self.request.headers)
         fresh.update(headers)
-        self.request = replace(self.request, headers=fresh)
+        self.request = structs.replace(self.request, headers=fresh)
         return True
 
     async def _hold(self, seconds: float) -> None:

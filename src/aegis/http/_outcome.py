@@ -8,8 +8,10 @@ leave, and whether it may be repeated. Everything that nobody can know ends in `
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import structs
 
 from aegis.errors import (
     AegisError,
@@ -48,7 +50,7 @@ class Outcome:
         if self.error is not None:
             self.error.stopped_by = by
         if self.response is not None:
-            self.response = replace(self.response, stopped_by=by)
+            self.response = structs.replace(self.response, stopped_by=by)
         return self
 
 

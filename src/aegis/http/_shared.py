@@ -16,6 +16,7 @@ from aegis.errors import ClosedError
 from aegis.http._proxy import proxies_of_environment, proxy_for
 from aegis.http._renewal import Renewal
 from aegis.http._tally import Tally, total
+from aegis.http._watch import Watch
 from aegis.http._wire import Route, legacy_rsa_context, open_session
 from aegis.http.breaker import Breaker, BreakerPolicy
 from aegis.http.cassette import Cassette
@@ -74,11 +75,13 @@ class Shared:
         self._tallies: dict[str, Tally] = {}
         self._proxies: dict[str, str] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._watch: Watch | None = None
         self._legacy: ssl.SSLContext | None = None
 
     def open(self) -> None:
         """Open the pool; connections are made when they are needed."""
         self._proxies = proxies_of_environment() if self.config.proxy_from_env else {}
+        self._watch = Watch(asyncio.get_running_loop())
         self._session = open_session(
             connections_max=self.config.max_connections,
             per_host_max=self.config.max_connections_per_host,
@@ -93,6 +96,8 @@ class Shared:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
+        if self._watch is not None:
+            self._watch.close()
 
     def session(self) -> aiohttp.ClientSession:
         """The open pool."""
@@ -135,8 +140,10 @@ class Shared:
             guard = self._guards[key] = (Breaker(policy), RetryBudget(tokens))
         counted = host if host in self._tallies or len(self._tallies) < _UPSTREAMS_MAX else _OTHERS
         tally = self._tallies.setdefault(counted, Tally())
-        proxy = proxy_for(url, host, self._proxies)
-        return Upstream(host, *guard, tally, Route(self.session(), self._tls(settings), proxy, self.config.max_body))
+        session, proxy = self.session(), proxy_for(url, host, self._proxies)
+        assert self._watch is not None
+        route = Route(session, self._watch, self._tls(settings), proxy, self.config.max_body)
+        return Upstream(host, *guard, tally, route)
 
     def _tls(self, settings: Settings) -> ssl.SSLContext | bool:
         """The TLS rules that apply: the caller's context, the profile's, or aiohttp's verifying default."""

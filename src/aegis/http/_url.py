@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlencode, urljoin
 
@@ -23,9 +24,10 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _HTTP = re.compile(r"https?://[!-~]+", re.IGNORECASE).fullmatch
 _CONTROL = re.compile(r"[\0-\x1f\x7f]")
-_PLAIN = re.compile(r"[A-Za-z0-9_.~-]*").fullmatch  # means itself in a query
+_PLAIN = re.compile(r"[A-Za-z0-9_.~=&-]*").fullmatch  # means itself in a query
 
 
+@lru_cache(maxsize=1024)
 def ascii_url(url: str) -> str | None:
     """The URL in ASCII, other text percent-encoded; None if it is not of http or has a control character."""
     if _HTTP(url) is not None:
@@ -44,12 +46,11 @@ def without_controls(text: str) -> str:
 
 def query_of(params: Mapping[str, Any]) -> str:
     """The parameters as a form is encoded."""
-    return "&".join(
-        f"{name}={value}"
-        if isinstance(value, str) and _PLAIN(value) and _PLAIN(name)
-        else urlencode({name: value}, doseq=True)
-        for name, value in params.items()
-    )
+    plain = "&".join([f"{name}={value}" for name, value in params.items() if type(value) is str])
+    count = len(params)
+    if _PLAIN(plain) and plain.count("=") == count and plain.count("&") == count - 1:
+        return plain
+    return urlencode(params, doseq=True)
 
 
 def redirected(request: Request, status: int, location: str, redactor: Redactor) -> Request | str:

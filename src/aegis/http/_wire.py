@@ -10,7 +10,6 @@ exception text can hold the whole URL, and an exception raised while handling it
 
 from __future__ import annotations
 
-import asyncio
 import io
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
@@ -18,11 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import msgspec
 from aiohttp import ClientRequest, ClientResponse
 from aiohttp.connector import Connection
 from multidict import CIMultiDict
 from yarl import URL
 
+from aegis.http._watch import Watch
 from aegis.http.profile import Content, Request
 
 #: AEAD suites, RSA key exchange included, for servers without forward secrecy. Verification stays on.
@@ -75,18 +76,16 @@ class _Wire:
             raise _LostError(type(exc).__name__) from None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """An answer: complete, or with `rest` still on the wire, which whoever holds it must close."""
 
     status: int
     headers: CIMultiDict[str]
     content: bytes
-    rest: ClientResponse | None = field(default=None, repr=False)
+    rest: ClientResponse | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """No complete answer. `kind` is connect, lost, timeout, too_large, broken or invalid."""
 
     kind: str
@@ -101,6 +100,7 @@ class Route:
     """How requests of one kind travel."""
 
     session: aiohttp.ClientSession
+    watch: Watch
     tls: ssl.SSLContext | bool
     proxy: str | None = field(repr=False)
     body_bytes_max: int
@@ -127,13 +127,14 @@ async def send(request: Request, route: Route, timeout_s: float) -> Answer | Fai
     """Send once, read the body within its cap, and say what came of it."""
     wire, status = _Wire(), None
     try:
-        async with asyncio.timeout(timeout_s), _asked(request, route, wire) as response:
-            status = response.status
-            content = b"" if request.method == "HEAD" else await _read(response, route.body_bytes_max)
-            if content is None:
-                response.close()
-                return _too_large(route.body_bytes_max, status)
-            return Answer(status, CIMultiDict(response.headers), content)
+        with route.watch.within(timeout_s):
+            async with _asked(request, route, wire) as response:
+                status = response.status
+                content = b"" if request.method == "HEAD" else await _read(response, route.body_bytes_max)
+                if content is None:
+                    response.close()
+                    return _too_large(route.body_bytes_max, status)
+                return Answer(status, CIMultiDict(response.headers), content)
     except _DRIVER_ERRORS as exc:
         return _failure(exc, request, status, left=wire.left, timeout_s=timeout_s)
 
@@ -143,7 +144,7 @@ async def begin(request: Request, route: Route, timeout_s: float) -> Answer | Fa
     wire, status, response = _Wire(), None, None
     kept = False
     try:
-        async with asyncio.timeout(timeout_s):
+        with route.watch.within(timeout_s):
             response = await _asked(request, route, wire)
             status, headers = response.status, CIMultiDict(response.headers)
             head = b"" if request.method == "HEAD" else await _head(response)
@@ -161,10 +162,10 @@ async def begin(request: Request, route: Route, timeout_s: float) -> Answer | Fa
             response.release()
 
 
-async def next_chunk(rest: ClientResponse, timeout_s: float) -> bytes | Failure:
+async def next_chunk(rest: ClientResponse, route: Route, timeout_s: float) -> bytes | Failure:
     """What came next of a body; empty at its end."""
     try:
-        async with asyncio.timeout(timeout_s):
+        with route.watch.within(timeout_s):
             return await rest.content.readany()
     except TimeoutError:
         return Failure("timeout", f"the body stalled or did not end within {timeout_s:.3f} s", rest.status)

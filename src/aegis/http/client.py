@@ -37,6 +37,7 @@ from aegis.http.stream import StreamedResponse
 Body: TypeAlias = Content | str | bytearray | memoryview | Iterable[bytes] | AsyncIterable[bytes]
 
 _DEFAULT_HEADERS = {"User-Agent": "aegis"}
+_COMMON_METHODS = IDEMPOTENT_METHODS | {"POST", "PATCH"}
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Z-]+").fullmatch  # a token of RFC 9110 5.6.2
 
 
@@ -221,7 +222,7 @@ class HttpClient:
         """The request as it goes out; refused here if it cannot."""
         settings, method = self._settings, method.upper()
         self._shared.session()
-        if _METHOD(method) is None:
+        if method not in _COMMON_METHODS and _METHOD(method) is None:
             raise RejectedError(f"{method!r} is no method", url=settings.redactor.url(url))
         plain = ascii_url(url)
         if plain is None:

@@ -24,24 +24,25 @@ T = TypeVar("T")
 Content: TypeAlias = bytes | Callable[[], Iterable[bytes] | AsyncIterable[bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request as it goes out. Its `repr` shows neither headers nor body nor query."""
+class Request(msgspec.Struct, frozen=True):
+    """One request as it goes out. Its `repr` shows neither headers nor body nor URL."""
 
     method: str
-    url: str = field(repr=False)
-    headers: Mapping[str, str] = field(repr=False)
-    content: Content | None = field(default=None, repr=False)
+    url: str
+    headers: Mapping[str, str]
+    content: Content | None = None
     idempotent: bool = True
 
+    def __repr__(self) -> str:
+        return f"Request({self.method}, idempotent={self.idempotent})"
 
-@dataclass(frozen=True, slots=True)
-class Response:
+
+class Response(msgspec.Struct, frozen=True):
     """One complete answer. `attempts` requests were made for it; `elapsed_s` is the whole call, waits included."""
 
     status: int
-    headers: CIMultiDict[str] = field(repr=False)
-    content: bytes = field(repr=False)
+    headers: CIMultiDict[str]
+    content: bytes
     method: str = "GET"
     url: str = ""  #: redacted
     attempts: int = 1
@@ -49,6 +50,10 @@ class Response:
     retry_after: float | None = None  #: seconds, where the upstream named any
     charset: str | None = None  #: what the profile assumes when the server says nothing
     stopped_by: str = ""  #: what kept a further attempt from being made: circuit, limiter, deadline or budget
+
+    def __repr__(self) -> str:
+        size = len(self.content)
+        return f"Response({self.status}, {self.method} {self.url!r}, {size} bytes, attempts={self.attempts})"
 
     @property
     def ok(self) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar
 
+import msgspec
+
 from aegis.http.profile import Request, Response
 
 
@@ -43,8 +45,7 @@ class Limiter(Protocol[_LimitT_contra]):
 Renew: TypeAlias = Callable[[Request, Response], Awaitable[Mapping[str, str]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """One request as it went; secrets masked."""
 
     number: int

@@ -22,7 +22,7 @@ WELL_KNOWN = frozenset(
         "password", "passwd", "secret", "client_secret", "x-naver-client-secret", "cano", "personalseckey",
     }
 )  # fmt: skip
-_SPELLINGS_MAX = 1000
+_REMEMBERED_MAX = 1000
 _SHORTEST_VALUE = 4  # shorter values would mask ordinary text
 _BODY_BYTES_MAX = 1 << 16  # of a larger body no values are collected; its fields are masked by name all the same
 
@@ -46,13 +46,14 @@ def forms_of(value: str) -> set[str]:
 class Redactor:
     """Masks the values of secret names, and secrets known by value. Immutable; `with_names` gives a wider one."""
 
-    __slots__ = ("_field", "_forms", "_known", "_values", "names")
+    __slots__ = ("_field", "_forms", "_known", "_urls", "_values", "names")
 
     def __init__(self, names: Iterable[str] = (), values: Iterable[str] = ()) -> None:
         self.names = frozenset(name.lower() for name in names) | WELL_KNOWN
         self._values = frozenset(value for value in values if len(value) >= _SHORTEST_VALUE)
         self._forms = _longest_first(self._values)
         self._known = dict.fromkeys(self.names, True)  # spellings met so far, so that each is decoded once
+        self._urls: dict[str, str] = {}  # the same questions are asked again and again
         any_name = "|".join(sorted((re.escape(name) for name in self.names), key=len, reverse=True))
         quoted = r"""(\\+["']).*?\2|(")(?:[^"\\]|\\.)*"|(')[^']*'"""
         self._field = re.compile(
@@ -73,13 +74,21 @@ class Redactor:
         """Whether the value of `name`, percent-encoded or not, is a secret."""
         known = self._known.get(name)
         if known is None:
-            if len(self._known) >= _SPELLINGS_MAX:
+            if len(self._known) >= _REMEMBERED_MAX:
                 self._known.clear()
             known = self._known[name] = unquote_plus(name).strip().lower() in self.names
         return known
 
     def url(self, url: str) -> str:
         """The URL without the values of secret keys, without user and password, without fragment."""
+        masked = self._urls.get(url)
+        if masked is None:
+            if len(self._urls) >= _REMEMBERED_MAX:
+                self._urls.clear()
+            masked = self._urls[url] = self._masked_url(url)
+        return masked
+
+    def _masked_url(self, url: str) -> str:
         whole, hash_, _ = url.partition("#")
         address, question, query = whole.partition("?")
         if "@" in address:

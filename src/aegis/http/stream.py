@@ -90,7 +90,7 @@ class StreamedResponse:
         left_s = call.deadline - monotonic()
         if left_s <= 0:
             raise self._broken(Failure("timeout", f"the body did not end within {call.timeout_s:.3f} s", self.status))
-        piece = await next_chunk(call.rest, min(left_s, call.shared.config.attempt_timeout))
+        piece = await next_chunk(call.rest, call.upstream.route, min(left_s, call.shared.config.attempt_timeout))
         if isinstance(piece, Failure):
             raise self._broken(piece)
         return piece
