@@ -234,6 +234,45 @@ async def test_concurrent_loads_stay_bounded_without_redis(valkey_server):
         assert (most, loads) == (4, 10)
 
 
+async def test_without_redis_a_key_is_loaded_once_a_second(valkey_server):
+    """Callers who come one after the other share a load for a moment; not past a delete, a set or an invalidation."""
+    async with behind_a_proxy(valkey_server) as (cache, proxy):
+        proxy.refuse()
+        proxy.reset()
+        await cache.get("down")
+        loads = 0
+
+        async def load() -> list[int]:
+            nonlocal loads
+            loads += 1
+            return [loads]
+
+        async def get() -> list[int]:
+            return await cache.get_or_set("k", load, list, tags=("t",))
+
+        async def load_many(keys: list[str]) -> dict[str, list[int]]:
+            return {key: [0] for key in keys}
+
+        first, second = await get(), await get()
+        assert (first, second) == ([1], [1])
+        assert first is not second
+        assert await cache.get_or_set_many(["k", "other"], load_many, list) == {"k": [1], "other": [0]}
+        assert await cache.get_or_set("k", lambda: "of another type", str) == "of another type"
+        for forget in (cache.delete("k"), cache.set("k", [5]), cache.invalidate("t")):
+            before = await get()
+            await forget
+            assert await get() == [before[0] + 1]
+        before = loads
+        async with asyncio.timeout(5):
+            while loads == before:
+                await get()
+                await asyncio.sleep(0.02)
+        await get()
+        proxy.accept()
+        await until(lambda: cache.stats().state == "up")
+        assert await get() == [before + 2]
+
+
 async def test_what_was_deleted_during_an_outage_does_not_come_back(valkey_server):
     """delete, set and invalidate that Redis never heard of are made up for before its values are served again."""
     async with behind_a_proxy(valkey_server) as (cache, proxy), Redis(RedisConfig(url=valkey_server.url)) as direct:

@@ -6,7 +6,7 @@ What a cache and all of its namespaces share: the parts, joined, and what each c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal
@@ -96,11 +96,11 @@ class Core:
         """Whether a local entry may be given to a caller who takes stale values for `stale_s`."""
         return now < self.tier.trusted_until and now < min(local.expires_at, local.soft_at + stale_s)
 
-    async def read(self, name: str, type_: Any, *, aged: bool) -> Reading | None:
-        """From Redis."""
+    def read(self, name: str, type_: Any, *, aged: bool) -> Awaitable[Reading | None]:
+        """From Redis. Not a coroutine itself: on the hot path each one between caller and socket costs."""
         if not self.tether.started:
             self.tether.start()
-        return await self.reader.read(name, codec_for(type_), aged=aged)
+        return self.reader.read(name, codec_for(type_), aged=aged)
 
     async def read_all(self, names: list[str], type_: Any) -> dict[str, Reading]:
         """From both tiers, in one round trip; counts the hits."""
@@ -142,10 +142,12 @@ class Core:
     async def load(self, name: str, plan: Plan, reading: Reading | None) -> Any:
         """The value from the load that is under way, or from one that we begin."""
         if name not in self.loads.flights:
-            error = self.loads.failures.get(name)
+            kept, error = self.loads.alone.get(name, plan.codec), self.loads.failures.get(name)
+            if plan.decided is not None and (kept is not None or error is not None):
+                plan.decided(name, False)
+            if kept is not None:
+                return kept()
             if error is not None:
-                if plan.decided is not None:
-                    plan.decided(name, False)
                 raise error
         flight = self.loads.board(name, plan, reading.identity if reading is not None else b"")
         value = await flight.wait()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -157,11 +156,5 @@ def encode(value: Any) -> bytes:
     return _encode(value)
 
 
-@lru_cache(maxsize=1024)
-def _codec(type_: Hashable) -> Codec:
-    return Codec(type_)
-
-
-def codec_for(type_: Any) -> Codec:
-    """The codec of a type, made once."""
-    return _codec(type_)
+#: The codec of a type, made once.
+codec_for = lru_cache(maxsize=1024)(Codec)

@@ -28,6 +28,7 @@ from typing import Any
 import msgspec
 
 from aegis.errors import CacheTypeError
+from aegis.redis._alone import Alone
 from aegis.redis._background import Background
 from aegis.redis._cache_stats import Counters, Lifetime, milliseconds
 from aegis.redis._envelope import Codec, encode, pack
@@ -72,13 +73,13 @@ class Loads:
         self._shelf, self._reader, self._tags, self._places = shelf, reader, tags, places
         self._count, self._background = counters, background
         self._lease_ms, self._jitter = int(lease_s * 1000), jitter
-        shelf.outage.on_down = self.wake_all
         self.flights: dict[str, Flight] = {}
-        self.failures = Failures()
+        self.failures, self.alone = Failures(), Alone()
         self.announcing = False
         self._events: dict[str, set[asyncio.Event]] = {}
         self._aloft: set[asyncio.Task[Any]] = set()
         self._complained: set[str] = set()
+        shelf.outage.on_down, shelf.outage.on_up = self.wake_all, self.alone.clear
 
     # --- boarding ---
 
@@ -114,11 +115,13 @@ class Loads:
         """The key was set or deleted: who asks from now on must not board a load that began before."""
         self.flights.pop(key, None)
         self.failures.forget(key)
+        self.alone.forget(key)
 
     def forget_tag(self, tag: str) -> None:
         """As `forget`, for all keys that are being loaded with this tag."""
         for flight in [flight for flight in self.flights.values() if tag in flight.tags]:
             self.forget(flight.key)
+        self.alone.forget_tag(tag)
 
     # --- announcements ---
 
@@ -226,15 +229,22 @@ class Loads:
         self._complained.discard(key)
         copies = sharer(value, partial(plan.codec.payload, payload))
         if not token:
+            self._keep_alone(flight, plan, copies, soft_ms)
             return copies
         hard_ms, delta_s = soft_ms + round(plan.stale_s * 1000), time.perf_counter() - started
         mark = plan.codec.fingerprint_of(value)
         envelope = pack(payload, mark, hard_ms=hard_ms, soft_ms=soft_ms, delta_s=delta_s, tags=generations)
         self._count.bytes_written += len(envelope)
         await self._tags.outlive(plan.tags, hard_ms, plan.patience)
-        if await self._shelf.store(key, token, envelope, hard_ms, plan.patience) == 0:
-            return await self._instead(key, plan, copies)
-        return copies
+        reply = await self._shelf.store(key, token, envelope, hard_ms, plan.patience)
+        if reply is UNANSWERED:
+            self._keep_alone(flight, plan, copies, soft_ms)
+        return await self._instead(key, plan, copies) if reply == 0 else copies
+
+    def _keep_alone(self, flight: Flight, plan: Plan, copies: Copies, soft_ms: int) -> None:
+        """Redis is away: keep the value for a moment, unless the key was set or deleted since the load began."""
+        if self._shelf.enabled and not self._shelf.outage.up and self.flights.get(flight.key) is flight:
+            self.alone.keep(flight.key, plan.codec, copies, plan.tags, soft_ms / 1000)
 
     async def _give_up(self, key: str, plan: Plan, token: bytes, exc: Exception) -> None:
         """The load failed: free the key, or keep it quiet for a while, here and in other processes."""
