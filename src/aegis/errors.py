@@ -424,7 +424,15 @@ class DatabaseLostError(DatabaseError, ConnectionError):
 
 
 class CommitOutcomeUnknownError(DatabaseLostError):
-    """The connection was lost during COMMIT: the transaction may be stored or not. Look before you repeat it."""
+    """
+    Whether a transaction is stored is unknown. Look before you repeat it.
+
+    The connection was lost during COMMIT, or the wait for a synchronous standby was broken off: then it is stored on a
+    primary whose failover would lose it.
+    """
+
+    def __str__(self) -> str:
+        return f"PostgreSQL at {self.address} may have stored the transaction or not: {self.cause}"
 
 
 class PoolTimeoutError(DatabaseError, TimeoutError):

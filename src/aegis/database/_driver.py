@@ -7,7 +7,7 @@ Nothing else imports asyncpg, so another driver, or a pgbouncer in between, chan
 from __future__ import annotations
 
 import asyncio
-import random
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import urlencode
@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import asyncpg
 
 from aegis.config import DatabaseConfig, PostgresUrl, parse_postgres_url
+from aegis.database._hosts import Hosts, Place
 from aegis.errors import AegisError, DatabaseLostError, DatabaseUnavailableError, QueryError
 
 Conn = Any  # asyncpg ships no types; its connection stays inside this room
@@ -37,6 +38,7 @@ _LOST = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InternalClientError,  # its state machine met what it does not expect: the last words of a dying server
 )
 
 
@@ -59,7 +61,9 @@ class Driver(Protocol):
 
 
 class _Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg ships no types
-    """asyncpg's connection with our reset."""
+    """asyncpg's connection with our reset, and with a note of a COMMIT that no synchronous standby confirmed."""
+
+    unconfirmed = False
 
     def get_reset_query(self) -> str:
         return _RESET
@@ -70,6 +74,7 @@ class AsyncpgDriver:
 
     def __init__(self, config: DatabaseConfig, optional: Mapping[str, str] = _OPTIONAL) -> None:
         self.config, self._wanted = config, wanted_of(config)
+        self._hosts = Hosts(config, self._wanted)
         self.address = self._wanted.address
         self.optional = dict(optional)  #: settings that a server may refuse; what one refused is not sent again
 
@@ -80,23 +85,38 @@ class AsyncpgDriver:
         Raises:
             DatabaseUnavailableError: names the address and the cause, never the password.
         """
-        try:
-            async with asyncio.timeout(self.config.connect_timeout):
-                while True:
-                    try:
-                        return await self._connect()
-                    except asyncpg.PostgresError as exc:
-                        refused = [name for name in self.optional if name in str(exc)]
-                        if not refused:
-                            raise
-                        del self.optional[refused[0]]
-        except TimeoutError as exc:
-            cause = f"no answer within {self.config.connect_timeout:.1f} s"
-            raise DatabaseUnavailableError(self.address, cause) from exc
-        except Exception as exc:  # whatever the driver raises, there is no connection
-            raise DatabaseUnavailableError(self.address, str(exc) or type(exc).__name__) from exc
+        places, causes, last = self._hosts.plan(), [], None
+        deadline = time.monotonic() + self.config.connect_timeout
+        for done, place in enumerate(places):
+            bound_s = (deadline - time.monotonic()) / (len(places) - done)  # a host that hangs leaves time for the next
+            try:
+                async with asyncio.timeout(bound_s):
+                    conn = await self._connect(place)
+            except Exception as exc:  # noqa: BLE001 - whatever the driver raises, there is no connection
+                last = exc
+                cause = f"no answer within {bound_s:.1f} s" if isinstance(exc, TimeoutError) else str(exc)
+                causes.append(
+                    f"{place}: {cause or type(exc).__name__}" if len(places) > 1 else cause or type(exc).__name__
+                )
+            else:
+                self._hosts.fits(place)
+                return conn
+        raise DatabaseUnavailableError(self.address, "; ".join(causes)) from last
 
-    async def _connect(self) -> Conn:
+    async def _connect(self, place: Place) -> Conn:
+        while True:
+            try:
+                conn = await self._log_in(place)
+            except asyncpg.PostgresError as exc:
+                refused = [name for name in self.optional if name in str(exc)]
+                if not refused:
+                    raise
+                del self.optional[refused[0]]
+            else:
+                conn.add_log_listener(_note)
+                return conn
+
+    async def _log_in(self, place: Place) -> Conn:
         config, wanted = self.config, self._wanted
         settings = {"application_name": config.application_name}
         if not config.pgbouncer:  # it refuses settings that it cannot keep for each client
@@ -108,18 +128,15 @@ class AsyncpgDriver:
             }
             if "options" in wanted.options:
                 settings["options"] = wanted.options["options"]
-        hosts = list(wanted.hosts)
-        if wanted.options.get("load_balance_hosts") == "random":
-            random.shuffle(hosts)
         return await asyncpg.connect(
             dsn=f"postgresql://?{urlencode(wanted.tls)}" if wanted.tls else None,
-            host=[host for host, _ in hosts] or None,
-            port=[port for _, port in hosts] or None,
+            host=place.host,
+            port=place.port,
             user=wanted.user,
             password=wanted.password,
             passfile=wanted.options.get("passfile"),
             database=wanted.database,
-            target_session_attrs=config.target_session_attrs,
+            target_session_attrs=place.attrs,
             server_settings=settings,
             statement_cache_size=0 if config.pgbouncer else 100,
             command_timeout=config.statement_timeout + _SLACK_S if config.statement_timeout else None,
@@ -134,6 +151,7 @@ class AsyncpgDriver:
     async def reset(self, conn: Conn) -> None:
         """Listeners, settings, locks, temporary tables and cursors of a borrower end here."""
         await conn.reset(timeout=_RESET_TIMEOUT_S)
+        conn.add_log_listener(_note)  # the driver's own part of the reset removes them all
 
     async def close(self, conn: Conn) -> None:
         """Cancel a running statement at the server, then part; after two seconds, cut."""
@@ -144,6 +162,18 @@ class AsyncpgDriver:
         except asyncio.CancelledError:
             conn.terminate()
             raise
+
+
+def _note(conn: Conn, message: Any) -> None:
+    """
+    Hear the one warning that takes a promise back.
+
+    A COMMIT that waits for a synchronous standby can be cancelled (pg_cancel_backend). The server then answers COMMIT,
+    with a warning: the transaction is stored here, and nowhere else, so a failover would lose it. The warning has no
+    code of its own; it is known by the function that raises it, whatever the server's language.
+    """
+    if getattr(message, "server_source_function", "") == "SyncRepWaitForLSN":
+        conn.unconfirmed = True
 
 
 def wanted_of(config: DatabaseConfig) -> PostgresUrl:

@@ -89,7 +89,9 @@ class Database(Queries):
         lease = pool.take() or await pool.acquire()
         lease.trace = trace_of(sql)
         try:
-            return await getattr(lease.conn, method)(sql, *args)
+            result = await getattr(lease.conn, method)(sql, *args)
+            pool.confirmed(lease)
+            return result
         except BaseException as exc:
             mine = pool.failed(lease, exc)
             if mine is exc:
@@ -114,6 +116,7 @@ class Database(Queries):
             lease.trace = trace_of(sql)
             with self._pool.errors_of(lease):
                 yield lease.conn
+                self._pool.confirmed(lease)
 
     @asynccontextmanager
     async def _tx_conn(self, sql: str = "", source: Feed | Sink | None = None) -> AsyncIterator[Conn]:

@@ -29,7 +29,14 @@ from aegis.database._lease import Counters, Lease, PoolStats
 from aegis.database._session import Trace
 from aegis.database._site import caller, line_of, lines_of
 from aegis.database.stream import Sink
-from aegis.errors import ClosedError, DatabaseUnavailableError, PoolFullError, PoolTimeoutError, QueryError
+from aegis.errors import (
+    ClosedError,
+    CommitOutcomeUnknownError,
+    DatabaseUnavailableError,
+    PoolFullError,
+    PoolTimeoutError,
+    QueryError,
+)
 
 _log = logging.getLogger("aegis.database")
 _log.addHandler(logging.NullHandler())  # a program that configures no logging sees nothing
@@ -169,6 +176,17 @@ class Pool:
         if isinstance(mine, QueryError) and mine.sqlstate == _READ_ONLY and not lease.readonly and not replica:
             self.drain()
         return mine
+
+    def confirmed(self, lease: Lease) -> None:
+        """
+        After a write: whoever must confirm it did.
+
+        Raises:
+            CommitOutcomeUnknownError: the wait for a synchronous standby was broken off.
+        """
+        if lease.conn.unconfirmed:
+            lease.broken = True
+            raise CommitOutcomeUnknownError(self.address, "no synchronous standby confirmed it")
 
     @contextmanager
     def errors_of(self, lease: Lease, source: Feed | Sink | None = None) -> Iterator[None]:

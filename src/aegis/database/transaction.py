@@ -114,6 +114,7 @@ class Transaction(Queries):
         except DatabaseLostError as exc:
             raise CommitOutcomeUnknownError(exc.address, exc.cause) from exc
         if tag == "COMMIT":
+            self._pool.confirmed(self._lease)
             return
         # The block swallowed a failed statement; the server rolled back and calls that success.
         failure = self._failure or QueryError(_FAILED, "a statement had failed")

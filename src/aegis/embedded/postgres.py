@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -49,16 +50,21 @@ class EmbeddedPostgres:
     Starting takes one to two seconds (initdb). It is gone when the block is left, and also when this process is killed.
     PostgreSQL refuses to run as root: then it runs as `nobody`, from a copy of its files if `nobody` cannot reach them.
     `options` are the server's own settings, such as `{"fsync": "on"}`. `home` is another installation than the wheel's,
-    such as `/usr/lib/postgresql/17`.
+    such as `/usr/lib/postgresql/17`. With `standby_of` it begins as a copy of that running server and follows it.
     """
 
     def __init__(
-        self, *, port: int | None = None, options: Mapping[str, str] | None = None, home: Path | None = None
+        self,
+        *,
+        port: int | None = None,
+        options: Mapping[str, str] | None = None,
+        home: Path | None = None,
+        standby_of: EmbeddedPostgres | None = None,
     ) -> None:
-        self.port, self.options, self.home = port, dict(options or {}), home
+        self.port, self.options, self.home, self.standby_of = port, dict(options or {}), home, standby_of
         self._server: GuardedServer | None = None
         self._directory: Path | None = None
-        self._home: Path | None = None
+        self._bin = Path()
 
     def __enter__(self) -> Self:
         self.start()
@@ -104,11 +110,9 @@ class EmbeddedPostgres:
             home = self._reachable_home(uid)
             if uid is not None:
                 os.chown(directory, uid, -1)
-            data = directory / "data"
-            initdb = (str(home / "bin" / "initdb"), "--pgdata", str(data), "--username", "postgres")
-            fast = ("--auth", "trust", "--encoding", "UTF8", "--no-locale", "--no-sync", "--no-instructions")
-            run_as(uid, (*initdb, *fast), timeout_s=60.0)
-            command = (str(home / "bin" / "postgres"), "-D", str(data), *self._settings())
+            self._bin = home / "bin"
+            run_as(uid, self._creation(), timeout_s=60.0)
+            command = (str(self._bin / "postgres"), "-D", str(directory / "data"), *self._settings())
             # SIGINT: "fast shutdown", which does not wait for clients to leave.
             self._server = GuardedServer("postgres", Spec(command, str(directory), signal.SIGINT, 10.0, uid))
             self._server.start(self._answers)
@@ -123,6 +127,39 @@ class EmbeddedPostgres:
         if server is not None:
             server.stop()
         self._directory = None
+
+    def kill(self) -> None:
+        """End it as a crash does, with SIGKILL: its processes go without a goodbye. `stop` removes what is left."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Stop the clock of all its processes (SIGSTOP): connections stay open, nothing answers. Linux only."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """End the pause."""
+        self._signal_all(signal.SIGCONT)
+
+    def promote(self) -> None:
+        """Make a standby a primary of its own; returns when it accepts writes."""
+        control = (str(self._bin / "pg_ctl"), "promote", "--wait", "--pgdata", str(self.directory / "data"))
+        run_as(unprivileged_uid(), control, timeout_s=60.0)
+
+    def _signal_all(self, number: int) -> None:
+        """The first process first, so that it starts no others meanwhile."""
+        os.kill(self.pid, number)
+        for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), number)
+
+    def _creation(self) -> tuple[str, ...]:
+        """What fills the data directory: initdb, or a copy of the server to follow, with the order to follow it."""
+        data = str(self.directory / "data")
+        if self.standby_of is None:
+            fast = ("--auth", "trust", "--encoding", "UTF8", "--no-locale", "--no-sync", "--no-instructions")
+            return (str(self._bin / "initdb"), "--pgdata", data, "--username", "postgres", *fast)
+        how = ("--write-recovery-conf", "--checkpoint", "fast", "--no-sync", "--dbname", self.standby_of.url)
+        return (str(self._bin / "pg_basebackup"), "--pgdata", data, *how)
 
     def _settings(self) -> tuple[str, ...]:
         settings = {**_OPTIONS, "unix_socket_directories": str(self.directory), **self.options}

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from aegis.config import RedisConfig
-from aegis.embedded import EmbeddedCluster, EmbeddedPostgres, EmbeddedSentinel, EmbeddedValkey
+from aegis.embedded import EmbeddedCluster, EmbeddedPostgres, EmbeddedPostgresPair, EmbeddedSentinel, EmbeddedValkey
 from aegis.redis import Redis
 
 
@@ -43,6 +43,13 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL shared by this test process. Tests create tables of their own names or in their own schema."""
     with EmbeddedPostgres() as server:
         yield server
+
+
+@pytest.fixture
+def postgres_pair() -> Iterator[EmbeddedPostgresPair]:
+    """A PostgreSQL primary with a synchronous standby, for one test: a failover has no way back."""
+    with EmbeddedPostgresPair() as pair:
+        yield pair
 
 
 @pytest.fixture
