@@ -12,7 +12,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 PROGRAMS = [
     pytest.param(program, id=f"{page}-{at}")
-    for page in ("redis.md", "testing.md")
+    for page in ("redis.md", "cache.md", "testing.md")
     for at, program in enumerate(re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL))
 ]
 
