@@ -1,4 +1,4 @@
-"""The limiter: exact against an oracle on any clock, gives back what is cancelled, refuses what comes too late."""
+"""The limiter as its callers see it: in one process, on a real server and its clock."""
 
 from __future__ import annotations
 
@@ -7,83 +7,15 @@ import math
 import time
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
-from aegis.errors import RateLimitTimeoutError
-from aegis.redis import Rate, RateLimit, RateLimiter, Redis
-from aegis.redis.ratelimit import _CANCEL, _RESERVE
-
-RATES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 5_000_000)), min_size=1, max_size=3)
-#: One step: gap to the step before (may be negative: the server's clock steps back), cost, longest wait, cancel it?
-STEPS = st.lists(
-    st.tuples(
-        st.integers(-200_000, 2_000_000),
-        st.integers(1, 4),
-        st.one_of(st.just(-1), st.integers(0, 10_000_000)),
-        st.booleans(),
-    ),
-    max_size=40,
-)
+from aegis.errors import ClosedError, RateLimitTimeoutError
+from aegis.redis import Lane, Rate, RateLimit, RateLimiter, Redis
 
 
-def earliest(due: list[int], now: int, held: int, cost: int, rates: list[tuple[int, int]]) -> int:
-    """The oracle: the first moment from now on, not before the newest, at which every window has room for `cost`."""
-    moments = sorted({max(now, held, *due[-1:]), *(d + per for d in due for _, per in rates)})
-    for moment in moments:
-        if moment < max(now, held, *due[-1:]):
-            continue
-        if all(sum(1 for d in due if d > moment - per) + cost <= limit for limit, per in rates):
-            return moment
-    raise AssertionError("an oracle always finds a moment")
-
-
-async def reserve(
-    redis: Redis, now: int, cost: int, longest: int, rates: list[tuple[int, int]]
-) -> tuple[int, int, int]:
-    args = [now, cost, longest, *(number for rate in rates for number in rate)]
-    reserved, wait, due, _ = await redis.run(_RESERVE, ["{t}:ring", "{t}:hold"], args)
-    return reserved, int(wait), int(due)
-
-
-@example(  # found here: trimmed by time alone, a clock that steps back after a cancellation met a ring too short
-    rates=[(6, 306), (10, 377)],
-    steps=[(0, 1, -1, False)] * 2
-    + [(0, 3, -1, False), (0, 1, -1, False), (0, 4, -1, False), (500, 3, -1, True)]
-    + [(-124, 1, -1, False)],
-)
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rates=RATES, steps=STEPS)
-def test_script_and_oracle_agree(valkey_server, rates, steps):
-    """Any run of costs, gaps, deadlines, cancellations and clocks that step back: the oracle's slots, to the µs."""
-
-    async def run() -> None:
-        from aegis.config import RedisConfig
-
-        async with Redis(RedisConfig(url=valkey_server.url)) as redis:
-            await redis.execute("FLUSHALL")
-            due: list[int] = []
-            now = 1_900_000_000_123_457
-            for gap, cost, longest, cancel in steps:
-                now += gap
-                if cost > min(limit for limit, _ in rates):
-                    continue
-                expected = earliest(due, now, 0, cost, rates)
-                reserved, wait, at = await reserve(redis, now, cost, longest, rates)
-                assert (wait, at) == (expected - now, expected)
-                assert reserved == (longest < 0 or wait <= longest)
-                if not reserved:
-                    continue
-                due += [at] * cost
-                if cancel:
-                    gone = await redis.run(_CANCEL, ["{t}:ring"], [now, at, cost])
-                    assert gone == (cost if at > now else 0)
-                    if gone:
-                        del due[-cost:]
-            for limit, per in rates:
-                assert all(sum(1 for d in due if start <= d < start + per) <= limit for start in due)
-
-    asyncio.run(run())
+async def waiting(limiter: RateLimiter, count: int) -> None:
+    """Return when so many wait and no question is under way."""
+    while limiter.stats().waiting < count or any(d._asking or d._settling for d in limiter._dispatchers.values()):
+        await asyncio.sleep(0.002)
 
 
 async def test_released_callers_never_exceed_any_window(redis):
@@ -127,20 +59,124 @@ async def test_what_cannot_be_met_raises_at_once_and_consumes_nothing(redis):
     assert (usage.used, usage.remaining) == (1, 0)
 
 
-async def test_cancelled_waiter_gives_its_slot_to_the_next(redis):
-    """Cancelling a waiter frees the slot: the next one does not wait behind a ghost."""
-    limiter, limit = RateLimiter(redis), RateLimit("cancel", Rate(1, per=0.4))
+async def test_cancelled_waiter_gives_its_slot_to_the_next_one_here(redis):
+    """No question, no loss: the next in line is released at the moment of the cancelled one."""
+    limiter, limit = RateLimiter(redis), RateLimit("cancel", Rate(1, per=0.4), pad=0)
     await limiter.wait(limit)
-    waiters = [asyncio.create_task(limiter.wait(limit)) for _ in range(5)]
-    while limiter.stats().server_calls < 6:
-        await asyncio.sleep(0.005)
+    first, second = (asyncio.create_task(limiter.wait(limit)) for _ in range(2))
+    await waiting(limiter, 2)
+    first.cancel()
+    assert await second < 0.4 + 0.3
+    assert limiter.stats().cancelled == 1
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_cancellation_at_every_await_loses_no_permit(redis, turns):
+    """Wherever it is hit, also in the moment of its release, what it had serves the next one."""
+    limiter, limit = RateLimiter(redis), RateLimit("every", Rate(1, per=30), pad=0)
+    victim = asyncio.create_task(limiter.wait(limit))
+    heir = asyncio.create_task(limiter.wait(limit))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    victim.cancel()
+    await asyncio.wait([victim])
+    if victim.cancelled():
+        assert await asyncio.wait_for(heir, 10) < 10
+    else:
+        heir.cancel()
+    await asyncio.gather(heir, return_exceptions=True)
+    assert (await limiter.peek(limit)).used == 1
+
+
+async def test_cancelled_waiter_gives_its_slot_to_the_next_one_elsewhere(redis):
+    """Another contender is told at once: it does not find the free slot only when its own would have come."""
+    here, there, limit = RateLimiter(redis), RateLimiter(redis), RateLimit("elsewhere", Rate(1, per=2), pad=0)
+    await here.wait(limit)
+    first = asyncio.create_task(here.wait(limit))
+    await waiting(here, 1)
+    second = asyncio.create_task(there.wait(limit))
+    await waiting(there, 1)
+    while not there._bell._feed._link or there._bell._feed._acks:
+        await asyncio.sleep(0.002)
+    first.cancel()
+    assert await second < 3  # it would be 4 behind a ghost
+
+
+async def test_all_cancelled_leave_no_trace(redis):
+    """What is given back while it is not due is as if it had never been."""
+    limiter, limit = RateLimiter(redis), RateLimit("trace", Rate(5, per=20), pad=0)
+    await asyncio.gather(*(limiter.wait(limit) for _ in range(5)))
+    before = await limiter.peek(limit)
+    waiters = [asyncio.create_task(limiter.wait(limit, lane=Lane.URGENT)) for _ in range(7)]
+    await waiting(limiter, 7)
+    assert (await limiter.peek(limit)).used == 10
     for waiter in waiters:
         waiter.cancel()
     await asyncio.gather(*waiters, return_exceptions=True)
-    assert limiter.stats().cancelled == 5
-    while (await limiter.peek(limit)).next_in > 0.46:
-        await asyncio.sleep(0.005)
-    assert await limiter.wait(limit) < 0.6
+    while (after := await limiter.peek(limit)).used != before.used:
+        await asyncio.sleep(0.002)
+    assert after.next_in == pytest.approx(before.next_in, abs=2)
+    assert limiter.stats().limits["trace"].returned == 5
+
+
+async def test_an_urgent_caller_overtakes_everybody_not_yet_due(redis):
+    """Here it takes the very next slot, whosever it was; the others move back by one."""
+    limiter, limit = RateLimiter(redis), RateLimit("urgent", Rate(1, per=0.5), pad=0)
+    await limiter.wait(limit)
+    order: list[str] = []
+
+    async def caller(name: str, lane: Lane) -> None:
+        await limiter.wait(limit, lane=lane)
+        order.append(name)
+
+    tasks = [asyncio.create_task(caller("bulk", Lane.BULK))]
+    await waiting(limiter, 1)
+    tasks.append(asyncio.create_task(caller("normal", Lane.NORMAL)))
+    await waiting(limiter, 2)
+    tasks.append(asyncio.create_task(caller("urgent", Lane.URGENT)))
+    await asyncio.gather(*tasks)
+    assert order == ["urgent", "normal", "bulk"]
+
+
+async def test_first_come_first_served(redis):
+    """Within a lane the order of release is the order of asking, whatever the costs."""
+    limiter, limit = RateLimiter(redis), RateLimit("order", Rate(6, per=0.2), pad=0)
+    order: list[int] = []
+
+    async def caller(number: int) -> None:
+        await limiter.wait(limit, cost=1 + number % 3)
+        order.append(number)
+
+    await asyncio.gather(*(caller(number) for number in range(30)))
+    assert order == list(range(30))
+
+
+async def test_callers_of_one_turn_share_one_call(redis):
+    """Two thousand callers: one question, and far less than one per grant."""
+    limiter, limit = RateLimiter(redis), RateLimit("crowd", Rate(2000, per=1))
+    await asyncio.gather(*(limiter.wait(limit) for _ in range(2000)))
+    assert limiter.stats().server_calls == 1
+
+
+async def test_a_hold_stops_those_who_have_slots_already(redis):
+    """The others hear of it at once, and nobody is released before it ends; then permits come one by one."""
+    here, there, limit = RateLimiter(redis), RateLimiter(redis), RateLimit("held", Rate(10, per=1), pad=0)
+    loop, released = asyncio.get_running_loop(), []
+    await asyncio.gather(*(there.wait(limit) for _ in range(10)))
+
+    async def caller() -> None:
+        await there.wait(limit)
+        released.append(loop.time())
+
+    tasks = [asyncio.create_task(caller()) for _ in range(10)]
+    while not any(d._queue.slots for d in there._dispatchers.values()) or there._bell._feed._acks:
+        await asyncio.sleep(0.002)
+    await here.hold(limit, 1.5)
+    said = loop.time()
+    await asyncio.gather(*tasks)
+    assert min(released) > said + 1.4
+    assert max(sum(at <= other < at + 0.5 for other in released) for at in released) <= 6  # in a burst it would be 10
+    assert there.stats().limits["held"].held_for == 0
 
 
 async def test_hold_stops_everybody_and_only_extends_forward(redis):
@@ -168,12 +204,13 @@ async def test_keys_separate_accounts_and_are_never_stored_in_clear(redis):
 
 async def test_every_key_expires_and_not_before_its_queue(redis):
     """The time to live covers the queue, not only the window."""
-    limiter, limit = RateLimiter(redis), RateLimit("ttl", Rate(1, per=10))
-    waiters = [asyncio.create_task(limiter.wait(limit)) for _ in range(4)]
-    while limiter.stats().server_calls < 4:
-        await asyncio.sleep(0.005)
-    [name] = await redis.execute("KEYS", "*")
-    assert 39_000 < await redis.execute("PTTL", name) <= 42_500
+    limiter, limit = RateLimiter(redis), RateLimit("ttl", Rate(1, per=10), pad=0)
+    waiters = [asyncio.create_task(limiter.wait(limit, lane=Lane.URGENT)) for _ in range(4)]
+    await waiting(limiter, 3)
+    names = await redis.execute("KEYS", "*")
+    assert len(names) == 3
+    for name in names:
+        assert 19_000 < await redis.execute("PTTL", name) <= 60_000
     for waiter in waiters:
         waiter.cancel()
     await asyncio.gather(*waiters, return_exceptions=True)
@@ -208,10 +245,68 @@ async def test_a_starved_process_does_not_use_slots_that_are_long_due(redis):
     """The loop is blocked over the due moment: the slot is dropped and another one taken."""
     limiter, limit = RateLimiter(redis), RateLimit("starved", Rate(1, per=0.2))
     await limiter.wait(limit)
-    waiting = asyncio.create_task(limiter.wait(limit))
-    while limiter.stats().server_calls < 2:
-        await asyncio.sleep(0.005)
-    await asyncio.sleep(0.02)
+    task = asyncio.create_task(limiter.wait(limit))
+    while not any(d._queue.slots for d in limiter._dispatchers.values()):
+        await asyncio.sleep(0.002)
     time.sleep(0.4)  # noqa: ASYNC251 - this is the starvation
-    await waiting
+    await task
     assert limiter.stats().late >= 1
+
+
+async def test_close_ends_the_waiting(valkey_server):
+    """Whoever waits gets ClosedError, what was held goes back, and no task is left."""
+    from aegis.config import RedisConfig
+
+    limit = RateLimit("closing", Rate(1, per=30), pad=0)
+    async with Redis(RedisConfig(url=valkey_server.url)) as redis:
+        await redis.execute("FLUSHALL")
+        limiter = RateLimiter(redis)
+        await limiter.wait(limit)
+        waiters = [asyncio.create_task(limiter.wait(limit, lane=Lane.URGENT)) for _ in range(3)]
+        await waiting(limiter, 3)
+    for ended in await asyncio.gather(*waiters, return_exceptions=True):
+        assert isinstance(ended, ClosedError)
+    with pytest.raises(ClosedError):
+        await limiter.wait(limit)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    async with Redis(RedisConfig(url=valkey_server.url)) as redis:
+        assert (await RateLimiter(redis).peek(limit)).used == 1
+
+
+async def test_decorated_functions_wait_first(redis):
+    """Every call pays, keys may come from the arguments, and the function keeps its name."""
+    limiter, limit = RateLimiter(redis), RateLimit("decorated", Rate(1, per=30))
+
+    @limiter.limited(limit, key=lambda account: account, timeout=1)
+    async def price(account: str) -> str:
+        """The price."""
+        return account.upper()
+
+    assert await price("a") == "A"
+    assert await price("b") == "B"
+    with pytest.raises(RateLimitTimeoutError):
+        await price("a")
+    assert (price.__name__, price.__doc__) == ("price", "The price.")
+    with pytest.raises(ValueError, match="cost=2"):
+        limiter.limited(limit, cost=2)
+
+
+async def test_stats_tell_lanes_apart(redis):
+    """Granted, waiting, refused, timed out and cancelled, per limit and lane."""
+    limiter, limit = RateLimiter(redis), RateLimit("counted", Rate(2, per=5), pad=0)
+    await limiter.allow(limit)
+    await limiter.wait(limit, lane=Lane.URGENT)
+    await limiter.allow(limit)
+    with pytest.raises(RateLimitTimeoutError):
+        await limiter.wait(limit, timeout=0.1, lane=Lane.BULK)
+    task = asyncio.create_task(limiter.wait(limit))
+    await waiting(limiter, 1)
+    stats = limiter.stats().limits["counted"]
+    assert (stats.allowed, stats.denied, stats.lanes[Lane.URGENT].granted) == (1, 1, 1)
+    assert (stats.lanes[Lane.BULK].refused, stats.lanes[Lane.NORMAL].waiting) == (1, 1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    total = limiter.stats()
+    assert (total.granted, total.refused, total.cancelled, total.waiting) == (2, 2, 1, 0)
+    await limiter.hold(limit, 40)
+    assert 39 < limiter.stats().limits["counted"].held_for <= 40

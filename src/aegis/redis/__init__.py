@@ -3,7 +3,17 @@
 from aegis.redis.cache import TTL, Cache, CacheEntry, CacheStats, CacheSurvey
 from aegis.redis.client import Redis
 from aegis.redis.pubsub import Gap, PubSub, PubSubStats, Subscription, Update
-from aegis.redis.ratelimit import Decision, Lane, LimiterStats, Rate, RateLimit, RateLimiter, Usage
+from aegis.redis.ratelimit import (
+    Decision,
+    Lane,
+    LaneStats,
+    LimiterStats,
+    LimitStats,
+    Rate,
+    RateLimit,
+    RateLimiter,
+    Usage,
+)
 
 __all__ = [
     "TTL",
@@ -14,6 +24,8 @@ __all__ = [
     "Decision",
     "Gap",
     "Lane",
+    "LaneStats",
+    "LimitStats",
     "LimiterStats",
     "PubSub",
     "PubSubStats",

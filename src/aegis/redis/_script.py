@@ -16,7 +16,8 @@ class Script:
     sha: str
 
 
-def load_script(name: str) -> Script:
-    """The script in `scripts/{name}.lua`."""
-    source = resources.files("aegis.redis").joinpath("scripts", f"{name}.lua").read_bytes()
-    return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+def load_script(*names: str) -> Script:
+    """The script in `scripts/{name}.lua`; of several, those before the last hold what it shares with others."""
+    folder = resources.files("aegis.redis").joinpath("scripts")
+    source = b"".join(folder.joinpath(f"{name}.lua").read_bytes() for name in names)
+    return Script(names[-1], source, hashlib.sha1(source, usedforsecurity=False).hexdigest())

@@ -246,6 +246,16 @@ class Redis:
             self._raw = make_raw(self.config)
         return self._raw
 
+    @property
+    def connection(self) -> int:
+        """Which connection this is, counted from 1: another number after every reconnection."""
+        return self._counters.connections
+
+    @property
+    def connected(self) -> bool:
+        """Whether a command given now is sent now."""
+        return self._steady.state == "connected"
+
     def stats(self) -> RedisStats:
         """What this client has done so far."""
         return self._counters.record(self._state, in_flight=self._steady.in_flight, waiting=self._steady.waiting)

@@ -1,138 +1,88 @@
 """
 Shared rate limits: exact in every sliding window, on the server's clock, by reservation.
 
-The state is a ring of due times in Redis. A caller learns its slot in one round trip (`scripts/limit_reserve.lua`) and
-sleeps until then; nobody polls. A permit is at least one window after the permit `limit` places before it, so no
-half-open window of any length ever holds more than the limit, whatever clocks the callers have. A caller that cannot be
-served within its timeout is refused at once and leaves no trace; a cancelled one gives its slot back.
+The state is a ring of due times in Redis. A caller learns its slot in one round trip and sleeps until then; nobody
+polls. A permit is at least one window after the permit `limit` places before it, so no half-open window of any length
+ever holds more than the limit, whatever clocks the callers have.
+
+Who owns what:
+
+    scripts/limit_rule.lua    the ring, the clock that never steps back, the hold      the server
+    scripts/limit_queue.lua   which process is next, by lane                           the server
+    _limit_gate.py            what is asked and answered; no state                     one per limit and key
+    _limit_dispatcher.py      who waits here, which slots we have; one question at a time   one per limit and key
+    _limit_take.py            callers of `allow` of one turn of the loop               one per limit and key
+    _limit_bell.py            "you are next", "hold": one subscription                 one per RateLimiter
+    _limit_server.py          which server it is, because another one may have forgotten    one per RateLimiter
 
 What the server cannot see is the time between the slot and the moment at which the request arrives upstream. `pad`
-widens every window by that much. Half of it is for the way to the upstream; a caller that goes on later than the other
-half (its timer overslept, or the answer lay unread because the process had no processor) drops its slot and takes
-another, so that a starved process cannot send two windows' worth at once.
+widens every window by that much. Half of it is for the way to the upstream; a process that wakes up later than the
+other half drops its slot and takes another, so that a starved process cannot send two windows' worth at once.
 
 Rejected: a counter per window (twice the limit at the edge), token buckets (up to twice the limit), logs on the
-client's clock (50 ms of skew doubles the limit), polling (hundreds of calls per permit).
+client's clock (50 ms of skew doubles the limit), polling (hundreds of calls per permit), one queue in the order of
+arrival (an urgent caller could not overtake, and a process with many waiters would get all).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import enum
-import hashlib
-import math
-from collections import deque
-from dataclasses import dataclass
-from typing import NamedTuple
+import functools
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
-from aegis.errors import RateLimitTimeoutError, RedisUnavailableError, ServerLostError
-from aegis.redis._script import load_script
+from aegis.redis._limit import (
+    Decision,
+    Lane,
+    LaneStats,
+    LimiterStats,
+    LimitStats,
+    Rate,
+    RateLimit,
+    Usage,
+)
+from aegis.redis._limit_bell import Bell
+from aegis.redis._limit_counts import Counts, total
+from aegis.redis._limit_dispatcher import Dispatcher
+from aegis.redis._limit_gate import Gate, key_name
+from aegis.redis._limit_server import ServerWatch
 from aegis.redis.client import Redis
 
-_RESERVE, _CANCEL, _HOLD = load_script("limit_reserve"), load_script("limit_cancel"), load_script("limit_hold")
-_ANY, _LOOK = -1, -2
-_SERVER_CLOCK = -1
-#: Widening of every window, in seconds. 50 ms costs 5 % of a limit per second: with 20 ms, the demo on a machine whose
-#: two cores were shared by a dozen busy processes put 7 requests into one window of 5.
-PAD_S = 0.05
-_RETRY_EVERY_S = 0.2
-#: How many round trips the usual one is taken from, as their minimum.
-_ROUND_TRIPS_KEPT = 32
-
-
-class Lane(enum.IntEnum):
-    """How urgent a caller is."""
-
-    URGENT = 0
-    NORMAL = 1
-    BULK = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """At most `limit` permits in any window of `per` seconds."""
-
-    limit: int
-    per: float
-
-    def __post_init__(self) -> None:
-        if self.limit < 1 or not self.per > 0 or not math.isfinite(self.per):
-            raise ValueError(f"Rate(limit={self.limit}, per={self.per}): limit must be at least 1 and per above 0")
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class RateLimit:
-    """A named limit: all of its rates hold together. `pad` widens every window against jitter, in seconds."""
-
-    name: str
-    rates: tuple[Rate, ...]
-    pad: float
-    hold_max: float  #: longest pause that one refusal of the upstream may cause, in seconds
-
-    def __init__(self, name: str, *rates: Rate, pad: float = PAD_S, hold_max: float = 60.0) -> None:
-        if not rates:
-            raise ValueError(f"RateLimit({name!r}) needs at least one Rate")
-        if pad < 0 or hold_max < 0:
-            raise ValueError(f"RateLimit({name!r}): pad={pad} and hold_max={hold_max} must not be negative")
-        for field, value in (("name", name), ("rates", rates), ("pad", pad), ("hold_max", hold_max)):
-            object.__setattr__(self, field, value)
-
-    @property
-    def cost_max(self) -> int:
-        """The most permits that one call can ever get."""
-        return min(rate.limit for rate in self.rates)
-
-
-class Decision(NamedTuple):
-    """The answer of `allow`: whether, how many permits are left in the first rate's window, seconds until the next."""
-
-    allowed: bool
-    remaining: int
-    retry_after: float
-
-
-class Usage(NamedTuple):
-    """How a limit stands: permits used and left in the first rate's window, seconds to the next one, seconds held."""
-
-    used: int
-    remaining: int
-    next_in: float
-    held_for: float
-
-
-@dataclass(frozen=True, slots=True)
-class LimiterStats:
-    """Totals of one `RateLimiter`."""
-
-    granted: int
-    refused: int
-    cancelled: int
-    late: int  #: slots that were not used because the process woke up too late
-    waiting: int
-    server_calls: int
-    waited_s: float
+P = ParamSpec("P")
+T = TypeVar("T")
+#: Keys nobody waits for that are remembered: their clock, their subscription.
+_IDLE_MAX = 256
 
 
 class RateLimiter:
     """
     Ask the shared server for permits.
 
-    Safe to share between tasks; holds no connection of its own. With Redis disabled every call is granted without I/O.
+    Safe to share between tasks of one event loop; its background work ends with the `Redis` it was given. Each object
+    is a contender of its own: two in one process share nothing but the server. With Redis disabled every call is
+    granted without I/O.
     """
 
     def __init__(self, redis: Redis, prefix: str = "aegis") -> None:
         self._redis, self._prefix = redis, prefix
-        self._granted = self._refused = self._cancelled = self._late = self._waiting = self._calls = 0
-        self._waited_s = 0.0
-        self._round_trips: deque[float] = deque(maxlen=_ROUND_TRIPS_KEPT)
+        self._me = secrets.token_hex(6)
+        self._watch = ServerWatch(redis)
+        self._bell = Bell(redis.config, self._me, self._spawn)
+        self._counts: dict[str, Counts] = {}
+        self._gates: OrderedDict[tuple[RateLimit, str], Gate] = OrderedDict()
+        self._dispatchers: dict[tuple[RateLimit, str], Dispatcher] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bound = False
 
     def __repr__(self) -> str:
-        return f"<RateLimiter {self._prefix} granted={self._granted} waiting={self._waiting}>"
+        stats = self.stats()
+        return f"<RateLimiter {self._prefix} granted={stats.granted} waiting={stats.waiting}>"
 
     async def allow(self, limit: RateLimit, key: str = "", cost: int = 1) -> Decision:
         """
-        Take `cost` permits if they are due now, else consume nothing. Never sleeps.
+        Take `cost` permits if they are due now and nobody waits for them, else consume nothing. Never sleeps.
 
         Raises:
             ValueError: `cost` is not between 1 and the smallest limit.
@@ -142,12 +92,13 @@ class RateLimiter:
         _check_cost(limit, cost)
         if not self._redis.enabled:
             return Decision(True, limit.rates[0].limit, 0.0)
-        slot = await self._reserve(limit, key, cost, 0)
-        if slot.reserved:
-            self._granted += 1
+        took = (await self._gate(limit, key).take([(1, cost)]))[0]
+        counts = self._counts_of(limit)
+        if took.served:
+            counts.allowed += 1
         else:
-            self._refused += 1
-        return Decision(slot.reserved, slot.left, 0.0 if slot.reserved else slot.wait_s)
+            counts.denied += 1
+        return Decision(bool(took.served), took.left, took.retry_us / 1e6)
 
     async def wait(
         self,
@@ -160,132 +111,136 @@ class RateLimiter:
         """
         Wait for `cost` permits; returns the seconds waited.
 
-        While Redis cannot be asked, tries again until `timeout`; without one, for ever.
+        While Redis cannot be asked, tries again until `timeout`; without one, for ever. When it returns, send at once:
+        the permit is for this moment. Cancel it whenever you like: what it had serves the next in line.
 
         Raises:
             ValueError: `cost` is not between 1 and the smallest limit.
-            RateLimitTimeoutError: they cannot be had within `timeout`; raised at once, nothing was consumed.
+            RateLimitTimeoutError: they cannot be had within `timeout`; raised as soon as that is known, nothing was
+                consumed.
+            ServerReplyError: the server refuses for good (it forbids the script); nothing was consumed.
+            ClosedError: the `Redis` is closed, or was closed meanwhile.
         """
-        del lane
         _check_cost(limit, cost)
         if not self._redis.enabled:
             return 0.0
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        deadline = None if timeout is None else started + timeout
-        self._waiting += 1
-        try:
-            while True:
-                left_s = None if deadline is None else max(0.0, deadline - loop.time())
-                slot = await self._reserve_in_any_weather(limit, key, cost, left_s)
-                if not slot.reserved:
-                    self._refused += 1
-                    raise RateLimitTimeoutError(limit.name, timeout or 0.0, slot.wait_s)
-                if await self._sleep_until_due(limit, key, cost, slot):
-                    self._granted += 1
-                    waited = loop.time() - started
-                    self._waited_s += waited
-                    return waited
-                self._late += 1
-        finally:
-            self._waiting -= 1
+        return await self._dispatcher(limit, key).wait(cost, timeout, lane)
+
+    def limited(
+        self,
+        limit: RateLimit,
+        key: str | Callable[..., str] = "",
+        cost: int = 1,
+        timeout: float | None = None,
+        lane: Lane = Lane.NORMAL,
+    ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Coroutine[Any, Any, T]]]:
+        """
+        Decorate an async function: every call waits for its permits first.
+
+        `key` may be a function of the call's own arguments: `@limiter.limited(KIS, key=lambda account, *_: account)`.
+        Errors are those of `wait`; the function is then not called.
+        """
+        _check_cost(limit, cost)
+
+        def decorate(function: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+            @functools.wraps(function)
+            async def limited(*args: P.args, **kwargs: P.kwargs) -> T:
+                name = key if isinstance(key, str) else key(*args, **kwargs)
+                await self.wait(limit, key=name, cost=cost, timeout=timeout, lane=lane)
+                return await function(*args, **kwargs)
+
+            return limited
+
+        return decorate
 
     async def hold(self, limit: RateLimit, seconds: float, key: str = "") -> None:
         """Make every process pause for `seconds`: the upstream said so. A hold only extends forward."""
-        if self._redis.enabled and seconds > 0:
-            self._calls += 1
-            await self._redis.run(_HOLD, [self._keys(limit, key)[1]], [_SERVER_CLOCK, math.ceil(seconds * 1e6)])
+        if not self._redis.enabled or seconds <= 0:
+            return
+        left_s = await self._gate(limit, key).hold(seconds)
+        counts, until = self._counts_of(limit), asyncio.get_running_loop().time() + left_s
+        counts.held_until = max(counts.held_until, until)
+        dispatcher = self._dispatchers.get((limit, key))
+        if dispatcher is not None:
+            dispatcher.hold(left_s)
 
     async def peek(self, limit: RateLimit, key: str = "") -> Usage:
         """How the limit stands; changes nothing."""
-        total = limit.rates[0].limit
         if not self._redis.enabled:
-            return Usage(0, total, 0.0, 0.0)
-        slot = await self._reserve(limit, key, 1, _LOOK)
-        held = await self._redis.run(_HOLD, [self._keys(limit, key)[1]], [_SERVER_CLOCK, 0])
-        return Usage(total - slot.left, slot.left, slot.wait_s, int(held) / 1e6)
+            return Usage(0, limit.rates[0].limit, 0.0, 0.0)
+        return await self._gate(limit, key).peek()
 
     async def reset(self, limit: RateLimit, key: str = "") -> None:
         """Forget permits and hold. The upstream does not: only for tests and operators who know."""
         if self._redis.enabled:
-            await self._redis.execute("DEL", *self._keys(limit, key))
+            await self._gate(limit, key).reset()
+            dispatcher = self._dispatchers.get((limit, key))
+            if dispatcher is not None:
+                dispatcher.come()
 
     def stats(self) -> LimiterStats:
-        """Totals since this object was made."""
-        return LimiterStats(
-            self._granted, self._refused, self._cancelled, self._late, self._waiting, self._calls, self._waited_s
-        )
-
-    def _keys(self, limit: RateLimit, key: str) -> list[str]:
-        """Ring and hold, in one slot of a cluster; the key is hashed, since it may be an account."""
-        hashed = hashlib.blake2b(key.encode(), digest_size=12).hexdigest() if key else "-"
-        tag = f"{self._prefix}:limit:{{{limit.name}:{hashed}}}"
-        return [f"{tag}:ring", f"{tag}:hold"]
-
-    async def _reserve(self, limit: RateLimit, key: str, cost: int, longest_us: int) -> _Slot:
-        rates = [number for rate in limit.rates for number in (rate.limit, math.ceil((rate.per + limit.pad) * 1e6))]
-        self._calls += 1
-        loop = asyncio.get_running_loop()
-        asked = loop.time()
-        reply = await self._redis.run(_RESERVE, self._keys(limit, key), [_SERVER_CLOCK, cost, longest_us, *rates])
-        round_trip = loop.time() - asked
-        self._round_trips.append(round_trip)
-        unread_s = round_trip - min(self._round_trips)  # how much longer than usual the answer took to be read
-        return _Slot(reply[0] == 1, int(reply[1]) / 1e6, reply[2], reply[3], unread_s)
-
-    async def _reserve_in_any_weather(self, limit: RateLimit, key: str, cost: int, left_s: float | None) -> _Slot:
-        loop = asyncio.get_running_loop()
-        deadline = None if left_s is None else loop.time() + left_s
-        while True:
-            longest = _ANY if deadline is None else max(0, math.floor((deadline - loop.time()) * 1e6))
-            asking = loop.create_task(self._reserve(limit, key, cost, longest))
-            try:
-                return await asyncio.shield(asking)
-            except asyncio.CancelledError:
-                asking.add_done_callback(lambda asked: self._abandon(limit, key, cost, asked))
-                raise
-            except (RedisUnavailableError, ServerLostError) as exc:
-                # A lost answer may have booked a slot that nobody uses: capacity is lost, exactness is not.
-                if deadline is not None and loop.time() + _RETRY_EVERY_S >= deadline:
-                    raise RateLimitTimeoutError(limit.name, left_s or 0.0, _RETRY_EVERY_S) from exc
-            await asyncio.sleep(_RETRY_EVERY_S)
-
-    def _abandon(self, limit: RateLimit, key: str, cost: int, asked: asyncio.Task[_Slot]) -> None:
-        """The caller was cancelled while its request was under way: give back what it brought."""
-        if not asked.cancelled() and asked.exception() is None and asked.result().reserved:
-            self._give_back(limit, key, cost, asked.result())
-
-    async def _sleep_until_due(self, limit: RateLimit, key: str, cost: int, slot: _Slot) -> bool:
-        """Sleep until the slot is due; False when this process is too late to use it."""
-        loop = asyncio.get_running_loop()
-        due = loop.time() + slot.wait_s
+        """Totals since this object was made, and those of each limit by name."""
         try:
-            if slot.wait_s > 0:
-                await asyncio.sleep(slot.wait_s)
-        except asyncio.CancelledError:
-            self._give_back(limit, key, cost, slot)
-            raise
-        return slot.unread_s + loop.time() - due <= max(limit.pad, PAD_S) / 2
+            now = asyncio.get_running_loop().time()
+        except RuntimeError:  # asked after the loop has ended: nothing is held any more
+            now = float("inf")
+        return total({name: counts.record(now) for name, counts in self._counts.items()})
 
-    def _give_back(self, limit: RateLimit, key: str, cost: int, slot: _Slot) -> None:
-        self._cancelled += 1
-        self._calls += 1
-        keys = self._keys(limit, key)[:1]
+    # --- what belongs to one limit and key ---
 
-        async def give_back() -> None:
-            with contextlib.suppress(RedisUnavailableError, ServerLostError):  # then the slot is lost, not doubled
-                await self._redis.run(_CANCEL, keys, [_SERVER_CLOCK, slot.due, cost])
+    def _counts_of(self, limit: RateLimit) -> Counts:
+        counts = self._counts.get(limit.name)
+        if counts is None:
+            counts = self._counts[limit.name] = Counts()
+        return counts
 
-        _keep(asyncio.get_running_loop().create_task(give_back()))
+    def _gate(self, limit: RateLimit, key: str) -> Gate:
+        found = self._gates.get((limit, key))
+        if found is None:
+            name = key_name(self._prefix, limit, key)
+            found = Gate(self._redis, self._watch, limit, name, self._me, counts=self._counts_of(limit))
+            self._gates[limit, key] = found
+            self._forget_idle()
+        return found
 
+    def _dispatcher(self, limit: RateLimit, key: str) -> Dispatcher:
+        found = self._dispatchers.get((limit, key))
+        if found is None:
+            if not self._bound:
+                self._bound = True
+                self._redis.on_close(self._close)
+            gate = self._gate(limit, key)
+            found = Dispatcher(gate, self._counts_of(limit), self._spawn, self._bell)
+            self._dispatchers[limit, key] = found
+        return found
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    reserved: bool
-    wait_s: float
-    due: bytes
-    left: int
-    unread_s: float
+    def _forget_idle(self) -> None:
+        """Keep the number of remembered keys bounded, oldest first; those that somebody waits for stay."""
+        for each in list(self._gates)[: max(0, len(self._gates) - _IDLE_MAX)]:
+            dispatcher = self._dispatchers.get(each)
+            if dispatcher is None or dispatcher.idle:
+                self._bell.leave(self._gates[each].channel)
+                self._dispatchers.pop(each, None)
+                del self._gates[each]
+
+    # --- background work ---
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _close(self) -> None:
+        dispatchers = list(self._dispatchers.values())
+        self._dispatchers.clear()
+        self._gates.clear()
+        self._bound = False
+        await asyncio.gather(*(dispatcher.close() for dispatcher in dispatchers))
+        await self._bell.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 def _check_cost(limit: RateLimit, cost: int) -> None:
@@ -293,10 +248,14 @@ def _check_cost(limit: RateLimit, cost: int) -> None:
         raise ValueError(f"cost={cost} must be between 1 and {limit.cost_max}, the smallest limit of {limit.name!r}")
 
 
-_kept: set[asyncio.Task[None]] = set()
-
-
-def _keep(task: asyncio.Task[None]) -> None:
-    """Hold a reference until the task is done: the loop keeps only weak ones."""
-    _kept.add(task)
-    task.add_done_callback(_kept.discard)
+__all__ = [
+    "Decision",
+    "Lane",
+    "LaneStats",
+    "LimitStats",
+    "LimiterStats",
+    "Rate",
+    "RateLimit",
+    "RateLimiter",
+    "Usage",
+]

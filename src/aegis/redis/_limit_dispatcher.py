@@ -1,0 +1,321 @@
+"""
+One dispatcher per limit and key: it asks the server for all who wait in this process, and releases them when due.
+
+States: idle (nobody waits, nothing is held: its owner may forget it) -> asking (one question is under way, never two)
+-> sleeping until the next slot is due or the server expects us -> asking ... Everything happens in `_settle`, which is
+called once per turn of the loop in which anything changed: it releases what is due, gives back what nobody needs, asks
+if it is time, and sets one timer. So callers of one turn share one question, and a cancelled one's permits are handed
+to the next without asking anybody.
+
+What the server hears: how many permits each lane waits for, in order. What it answers: what is granted, who cannot be
+served in time, and when to come back; a process that does not come then loses its place. The bell (`_limit_bell.py`)
+says when to come sooner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from aegis.errors import (
+    AegisError,
+    ClosedError,
+    RateLimitTimeoutError,
+    RedisError,
+    RedisUnavailableError,
+    ServerLostError,
+    ServerReplyError,
+)
+from aegis.redis._limit import PAD_S, Lane
+from aegis.redis._limit_bell import Bell
+from aegis.redis._limit_counts import Counts
+from aegis.redis._limit_gate import Gate, Told, Turn
+from aegis.redis._limit_queue import Slot, Waiter, WaitQueue, grants_of
+
+#: Pause between questions that the server did not answer.
+_RETRY_EVERY_S = 0.2
+#: A caller whose first answer is under way is given so much more time: its permit may be on its way.
+_ANSWER_GRACE_S = 0.1
+#: Refusals of the server that pass by themselves: it is starting, failing over, full, or busy.
+_PASSING = frozenset(
+    {"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "OOM", "MISCONF", "NOREPLICAS"}
+)
+
+
+class Dispatcher:
+    """Serves the callers of `wait` of one limit and key. `spawn` keeps a task until it is done."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        counts: Counts,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        bell: Bell,
+    ) -> None:
+        self._gate, self._counts, self._spawn, self._bell = gate, counts, spawn, bell
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        self._queue, self._clock = WaitQueue(), gate.clock
+        self._told: dict[Lane, Told] = {}  # lanes in which the server expects us
+        self._ask_at = dict.fromkeys(Lane, 0.0)  # loop time before which it does not
+        self._asking = False
+        self._settling: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._late_max_s = max(gate.limit.pad, PAD_S) / 2
+        self._trouble: RedisError | None = None  # why the last question was not answered
+        self._closed = False
+
+    def __repr__(self) -> str:
+        doing = "asking" if self._asking else "sleeping"
+        return f"<Dispatcher {self._gate.limit.name} {doing} waiting={len(self._queue)} slots={len(self._queue.slots)}>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether it may be forgotten: nobody waits, nothing is held, nothing is under way."""
+        return not (self._asking or len(self._queue) or self._queue.slots or self._told or self._settling)
+
+    # --- callers ---
+
+    async def wait(self, cost: int, timeout_s: float | None, lane: Lane) -> float:
+        """Return when `cost` permits are due, with the seconds waited."""
+        waiter = Waiter(lane, cost, self._now(), timeout_s, self._loop.create_future())
+        count = self._counts.lanes[lane]
+        if waiter.deadline is not None:
+            self._foresee(waiter)
+        self._queue.add(waiter)
+        self._soon()
+        expiry = None
+        if waiter.deadline is not None:
+            expiry = self._loop.call_at(waiter.deadline, self._expire, waiter)
+        count.waiting += 1
+        try:
+            await waiter.future
+        except asyncio.CancelledError:
+            count.cancelled += 1
+            self._abandon(waiter)
+            raise
+        finally:
+            count.waiting -= 1
+            if expiry is not None:
+                expiry.cancel()
+        waited_s = self._now() - waiter.since
+        count.granted += 1
+        count.waited_s += waited_s
+        return waited_s
+
+    def _foresee(self, waiter: Waiter) -> None:
+        """
+        What is known without asking: whether the deadline cannot be met, or may well be.
+
+        From the server's last words to this lane: when its first and its last permit are due if nobody else takes any.
+        """
+        told = self._told.get(waiter.lane)
+        assert waiter.deadline is not None
+        if told is None or self._asking:
+            return
+        place = self._queue.permits_before(waiter.lane) + waiter.cost
+        best = self._clock.local(told.first_us) + self._rounds_s(place - 1)
+        if place > told.permits:
+            best = max(best, self._clock.local(told.last_us) + self._rounds_s(place - told.permits))
+        if best > waiter.deadline:
+            self._refuse(waiter, best - self._now())
+        elif best + max(self._gate.windows_us) / 1e6 <= waiter.deadline:
+            waiter.answered = True
+
+    def _rounds_s(self, permits: int) -> float:
+        """How long so many permits take at least."""
+        rates = zip(self._gate.limit.rates, self._gate.windows_us, strict=True)
+        return max(permits // rate.limit * window_us for rate, window_us in rates) / 1e6
+
+    def _refuse(self, waiter: Waiter, retry_after_s: float) -> None:
+        self._counts.lanes[waiter.lane].refused += 1
+        self._fail(waiter, RateLimitTimeoutError(self._gate.limit.name, waiter.timeout_s or 0.0, retry_after_s))
+
+    def _expire(self, waiter: Waiter) -> None:
+        """Its time is over."""
+        now = self._now()
+        assert waiter.deadline is not None
+        if not waiter.answered and now < waiter.deadline + _ANSWER_GRACE_S and self._trouble is None:
+            self._loop.call_at(waiter.deadline + _ANSWER_GRACE_S, self._expire, waiter)
+            return
+        if self._queue.remove(waiter):
+            told = self._told.get(waiter.lane)
+            retry_after_s = _RETRY_EVERY_S if told is None else max(0.0, self._clock.local(told.last_us) - now)
+            error = RateLimitTimeoutError(self._gate.limit.name, waiter.timeout_s or 0.0, retry_after_s)
+            error.__cause__ = self._trouble
+            self._counts.lanes[waiter.lane].timed_out += 1
+            self._fail(waiter, error)
+            self._soon()
+
+    def _abandon(self, waiter: Waiter) -> None:
+        """It was cancelled: in the queue, or in the very moment at which it was released."""
+        future = waiter.future
+        released = not self._queue.remove(waiter) and future.done() and not future.cancelled()
+        if released and future.exception() is None:
+            used = future.result()
+            self._queue.hold(Slot(used.due, used.grant, waiter.cost))
+        self._soon()
+
+    @staticmethod
+    def _fail(waiter: Waiter, error: AegisError) -> None:
+        if not waiter.future.done():
+            waiter.future.set_exception(error)
+
+    # --- deciding ---
+
+    def _soon(self) -> None:
+        """Settle at the end of this turn of the loop."""
+        if self._settling is None and not self._closed:
+            self._settling = self._loop.call_soon(self._settle)
+
+    def _settle(self) -> None:
+        self._settling = None
+        now = self._now()
+        self._release(now)
+        surplus = self._queue.surplus()
+        missing = self._queue.uncovered()
+        if not self._asking:
+            leaving = [lane for lane in self._told if not missing[lane]]
+            if any(missing) and (self._queue.open or now >= self._next_ask(missing)):
+                self._asking = True
+                self._spawn(self._ask())
+            elif leaving:
+                for lane in leaving:
+                    del self._told[lane]
+                self._give_back(surplus, leaving)
+                surplus = []
+        if surplus:
+            self._give_back(surplus, ())
+        self._set_timer(missing)
+
+    def _next_ask(self, missing: Sequence[int]) -> float:
+        return min((self._ask_at[lane] for lane in Lane if missing[lane]), default=math.inf)
+
+    def _release(self, now: float) -> None:
+        """Wake those whose permits are due. A slot that we are late for is lost: others count on its moment."""
+        while (slot := self._queue.take_due(now)) is not None:
+            if now - slot.due + self._clock.doubt_s > self._late_max_s:
+                self._counts.late += slot.permits
+                continue
+            for waiter in self._queue.serve(slot):
+                waiter.future.set_result(slot)
+            self._counts.late += slot.permits
+
+    def _set_timer(self, missing: Sequence[int]) -> None:
+        at = self._queue.slots[0].due if self._queue.slots else math.inf
+        if not self._asking:
+            at = min(at, self._next_ask(missing))
+        if self._timer is not None:
+            if self._timer.when() == at:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if at < math.inf:
+            self._timer = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._settle_now()
+
+    def _settle_now(self) -> None:
+        if self._settling is not None:
+            self._settling.cancel()
+        self._settle()
+
+    # --- asking ---
+
+    async def _ask(self) -> None:
+        asks, behind = self._queue.asks(self._now())
+        try:
+            turn = await self._gate.turn(asks)
+        except (RedisUnavailableError, ServerLostError) as exc:
+            self._not_answered(exc)
+        except ServerReplyError as exc:
+            if exc.code in _PASSING:
+                self._not_answered(exc)
+            else:
+                self._fail_all(exc)
+        except ClosedError as exc:
+            self._fail_all(exc)
+        else:
+            self._trouble = None
+            self._take(turn, {ask.lane: waiters for ask, waiters in zip(asks, behind, strict=True)})
+        finally:
+            self._asking = False
+        if not self._closed:
+            self._settle_now()
+
+    def _take(self, turn: Turn, behind: dict[Lane, list[list[Waiter]]]) -> None:
+        """Believe the answer."""
+        for refusal in turn.refused:
+            for waiter in behind[refusal.lane][refusal.run]:
+                if self._queue.remove(waiter):
+                    self._refuse(waiter, refusal.wait_us / 1e6)
+        for runs in behind.values():
+            for run in runs:
+                for waiter in run:
+                    self._queue.answer(waiter)
+        for grant in turn.grants:
+            self._queue.hold(Slot(self._clock.local(grant.due_us), grant, grant.permits))
+        self._told = {told.lane: told for told in turn.told}
+        self._ask_at = dict.fromkeys(Lane, 0.0)
+        for told in turn.told:
+            self._ask_at[told.lane] = self._clock.local(told.back_us)
+        if self._told or self._queue.slots:
+            self._bell.listen(self._gate.channel, self)
+        if turn.held_until_us > turn.now_us:
+            self._counts.held_until = max(self._counts.held_until, self._clock.local(turn.held_until_us))
+            early = self._queue.drop_before(turn.held_until_us)
+            if early:
+                self._give_back(early, ())
+
+    def _not_answered(self, exc: RedisError) -> None:
+        """What it may have granted is lost. Ask again in a moment, until all deadlines have passed."""
+        self._counts.outages += 1
+        self._trouble = exc
+        self._told = {}
+        self._ask_at = dict.fromkeys(Lane, self._now() + _RETRY_EVERY_S)
+
+    def _fail_all(self, exc: AegisError) -> None:
+        self._trouble = exc if isinstance(exc, RedisError) else None
+        self._told = {}
+        for waiter in list(self._queue):
+            self._queue.remove(waiter)
+            self._fail(waiter, exc)
+
+    def _give_back(self, slots: Sequence[Slot], leaving: Sequence[Lane]) -> None:
+        self._spawn(self._return(slots, leaving))
+
+    async def _return(self, slots: Sequence[Slot], leaving: Sequence[Lane]) -> None:
+        try:
+            self._counts.returned += await self._gate.give_back(grants_of(slots), leaving)
+        except (RedisError, ClosedError):
+            return  # then they are lost to everybody, not doubled; and our place is lost when we do not come
+
+    # --- what others tell ---
+
+    def come(self) -> None:
+        """We are next in line, or everything has changed: ask now."""
+        self._ask_at = dict.fromkeys(Lane, 0.0)
+        self._soon()
+
+    def hold(self, seconds: float) -> None:
+        """Somebody said hold: what we have is for moments that are not allowed any more."""
+        self._counts.held_until = max(self._counts.held_until, self._now() + seconds)
+        slots = self._queue.drop_all()
+        if slots:
+            self._give_back(slots, ())
+        self.come()
+
+    async def close(self) -> None:
+        """Everybody who waits gets `ClosedError`; what is held goes back."""
+        self._fail_all(ClosedError("Redis"))
+        slots, leaving = self._queue.drop_all(), list(self._told)
+        self._closed = True
+        for handle in (self._settling, self._timer):
+            if handle is not None:
+                handle.cancel()
+        if slots or leaving:
+            await self._return(slots, leaving)

@@ -1,0 +1,52 @@
+"""
+Which server keeps the permits: after a restart or a failover it may have forgotten some.
+
+A server's name is its `run_id`, asked for once per connection. Scripts compare it with the name under which the state
+was written: another one means that what was granted last may be missing, so everybody pauses for one window. A server
+that came back empty cannot know; then the processes that have talked to its predecessor say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import NamedTuple
+
+from aegis.errors import ServerReplyError
+from aegis.redis.client import Redis
+
+_RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")
+
+
+class Server(NamedTuple):
+    """The server behind one connection."""
+
+    connection: int  #: number of the connection that this was learnt over
+    name: str  #: empty when it does not tell (a command forbidden to this user)
+    since: float  #: loop time since when it is not the one before; -inf for the first
+
+
+class ServerWatch:
+    """Knows the server of the present connection; asks when there is another connection."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self.known = Server(0, "", float("-inf"))
+
+    async def ask(self) -> Server:
+        """The server that the next command will reach, unless the connection is lost before that."""
+        while self.known.connection != self._redis.connection:
+            connection = self._redis.connection
+            try:
+                found = _RUN_ID.search(await self._redis.execute("INFO", "server"))
+            except ServerReplyError as exc:
+                if exc.code != "NOPERM":
+                    raise
+                found = None
+            name = found[1].decode()[:16] if found else ""
+            if self._redis.connection == connection:
+                since = self.known.since
+                if self.known.name not in {"", name}:
+                    since = asyncio.get_running_loop().time()
+                self.known = Server(connection, name, since)
+        return self.known
