@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from aegis.config._postgres import parse_postgres_url
-from aegis.config._redis_url import redis_parts
+from aegis.config._redis_url import parse_node, redis_parts, write_node
 from aegis.config._section import Addressed, Section, conflict, var
 from aegis.config._types import (
     AnyCase,
@@ -40,16 +40,24 @@ PAPER_KIS_URL = "https://openapivts.koreainvestment.com:29443"
 
 
 class RedisConfig(Addressed):
-    """The Redis or Valkey server that all processes share."""
+    """The Redis or Valkey server, Sentinel group or cluster that all processes share."""
 
     prefix = "REDIS_"
 
     enabled: Switch = var(True, "false turns every Redis feature into a no-op without any I/O")
     url: SecretStr | None = var(
         None,
-        "where the server is, instead of the parts: redis://, rediss:// (TLS), unix:///path, or embedded:",
+        "where the server is, instead of the parts: redis://, rediss:// (TLS), unix:///path, "
+        "redis+sentinel://host:port,host:port/name, redis+cluster://host:port,host:port, or embedded:",
         example="redis://user:password@localhost:6379/0",
     )
+    mode: Annotated[Literal["single", "sentinel", "cluster"], AnyCase] = var(
+        "single", "one server, a primary that Sentinels watch, or a cluster"
+    )
+    nodes: Names = var((), "Sentinels, or some nodes of the cluster: host1:7000,host2:7001")
+    sentinel_name: str | None = var(None, "name under which the Sentinels watch the primary")
+    sentinel_username: str | None = var(None, "ACL user of the Sentinels; unset means the default user")
+    sentinel_password: SecretStr | None = var(None, "password of the Sentinels, which is not that of the servers")
     host: str = var("localhost", "host name or address of the server")
     port: Port = var(6379, "TCP port of the server")
     socket: str | None = var(None, "path of a unix socket, instead of host and port")
@@ -74,8 +82,9 @@ class RedisConfig(Addressed):
         return redis_parts(url)
 
     def conflicts(self) -> Iterator[ConfigProblem]:
-        """A socket or a host, and the two halves of a client certificate."""
+        """A socket or a host, the two halves of a client certificate, and what each mode needs."""
         yield from super().conflicts()
+        yield from self._mode_conflicts()
         if self.socket is not None:
             for field in sorted({"host", "port"} & self.model_fields_set):
                 yield conflict(f"REDIS_{field.upper()}", "REDIS_SOCKET", "a unix socket has neither host nor port")
@@ -84,10 +93,46 @@ class RedisConfig(Addressed):
             given, missing = (one, other) if self.tls_key_file is None else (other, one)
             yield conflict(given, missing, f"needs {missing} as well; set both or none")
 
+    def _mode_conflicts(self) -> Iterator[ConfigProblem]:
+        mode = f"REDIS_MODE={self.mode}"
+        if self.mode == "single":
+            if self.nodes:
+                yield conflict("REDIS_NODES", "REDIS_MODE", f"means nothing with {mode}; set sentinel or cluster")
+            return
+        for field in sorted({"host", "port", "socket"} & self.model_fields_set):
+            yield conflict(f"REDIS_{field.upper()}", "REDIS_MODE", f"means nothing with {mode}; set REDIS_NODES")
+        if not self.nodes:
+            yield conflict("REDIS_MODE", "REDIS_NODES", f"{mode} needs REDIS_NODES=host:port,host:port")
+        if self.mode == "sentinel" and not self.sentinel_name:
+            yield conflict("REDIS_MODE", "REDIS_SENTINEL_NAME", f"{mode} needs the name of the primary")
+        if self.mode == "cluster" and self.db:
+            yield conflict("REDIS_DB", "REDIS_MODE", "a cluster has the database 0 only")
+
+    @field_validator("nodes")
+    @classmethod
+    def _are_places(cls, nodes: tuple[str, ...]) -> tuple[str, ...]:
+        for node in nodes:
+            parse_node(node, "")
+        return nodes
+
+    @property
+    def seeds(self) -> tuple[tuple[str, int], ...]:
+        """Host and port of each of `nodes`."""
+        return tuple(parse_node(node, self.mode) for node in self.nodes)
+
+    def at(self, host: str, port: int) -> RedisConfig:
+        """The same for one server of the group, to be found at this place."""
+        place = {"url": None, "mode": "single", "nodes": (), "host": host, "port": port, "socket": None}
+        return self.model_copy(update=place)
+
     @property
     def address(self) -> str:
         """Where the server is, for messages: never holds a secret."""
-        return f"unix:{self.socket}" if self.socket else f"{self.host}:{self.port}"
+        if self.mode == "sentinel":
+            return f"{self.sentinel_name} of Sentinels {','.join(self.nodes)}"
+        if self.mode == "cluster":
+            return f"cluster {','.join(self.nodes)}"
+        return f"unix:{self.socket}" if self.socket else write_node(self.host, self.port)
 
 
 class DatabaseConfig(Addressed):
