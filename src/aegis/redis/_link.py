@@ -25,7 +25,7 @@ import hiredis
 
 from aegis.redis._stats import Counters
 from aegis.redis._unsent import unacknowledged_bytes
-from aegis.redis._waiters import LinkLostError, Pending, Reply, ReplyLateError, Waiter
+from aegis.redis._waiters import NOBODY, LinkLostError, Pending, Reply, ReplyLateError, Waiter
 
 #: hiredis types its argument as a tuple of one element; it takes any length.
 pack: Callable[[tuple[Any, ...]], bytes] = cast("Any", hiredis.pack_command)
@@ -287,7 +287,7 @@ class Link(asyncio.BufferedProtocol):
         elif self._retiring and not self._waiting:
             self.abort("replaced by another connection")
         elif limits.idle_ping and now - max(self._heard_at, self._sent_at) >= limits.hang_timeout_s / 4:
-            self.send(_PING)
+            self.enqueue(_PING, NOBODY)
 
     def _oldest_is_on_its_way(self) -> bool:
         """

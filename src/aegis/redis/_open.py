@@ -38,12 +38,14 @@ async def open_link(
     on_room: Callable[[], None] | None = None,
     counters: Counters | None = None,
     idle_ping: bool = False,
+    primary: bool = False,
 ) -> Link:
     """
     Connect and log in, within `config.connect_timeout`. `on_lost` is not called for a link that never opened.
 
     Raises:
-        RedisUnavailableError: refused, not found, too slow, or the server refused the login.
+        RedisUnavailableError: refused, not found, too slow, the server refused the login, or it should be a primary
+            and is not.
     """
     loop = asyncio.get_running_loop()
     opened = False
@@ -61,6 +63,8 @@ async def open_link(
                 context = tls_context(config) if config.tls else None
                 await loop.create_connection(lambda: link, config.host, config.port, ssl=context)
             await _log_in(link, config)
+            if primary:
+                await _check_role(link, config)
     except TimeoutError as exc:
         link.abort("connect timeout")
         raise RedisUnavailableError(config.address, f"no answer within {config.connect_timeout:g} s") from exc
@@ -95,6 +99,12 @@ async def _log_in(link: Link, config: RedisConfig) -> None:
                 raise RedisUnavailableError(config.address, f"{command[0]} refused: {reply}")
         elif isinstance(reply, BaseException):
             raise reply
+
+
+async def _check_role(link: Link, config: RedisConfig) -> None:
+    role = await link.send(pack(("ROLE",)))
+    if isinstance(role, list) and role[0] != b"master":
+        raise RedisUnavailableError(config.address, "it is a replica now; the Sentinels have not agreed on another yet")
 
 
 def why(exc: OSError | ValueError) -> str:

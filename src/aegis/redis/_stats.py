@@ -47,7 +47,7 @@ class RedisStats:
 
     state: str  #: "disabled", "closed", "connected" or "reconnecting"
     connections: int  #: made, the first one included
-    reconnects: int  #: made after a loss
+    reconnects: int  #: of those, in place of one that was lost or given up
     connect_failures: int
     commands: int  #: answered by the server, with a refusal too
     in_flight: int
@@ -64,6 +64,7 @@ class Counters:
     """The running numbers; links write here, once per write and read, not per command."""
 
     connections: int = 0
+    reconnects: int = 0
     connect_failures: int = 0
     commands: int = 0
     in_flight_max: int = 0
@@ -84,7 +85,7 @@ class Counters:
         return RedisStats(
             state=state,
             connections=self.connections,
-            reconnects=max(self.connections - 1, 0),
+            reconnects=self.reconnects,
             connect_failures=self.connect_failures,
             commands=self.commands,
             in_flight=in_flight,

@@ -17,6 +17,7 @@ import logging
 import time
 from asyncio import Future
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 
 from aegis.backoff import Backoff
 from aegis.config import RedisConfig
@@ -25,7 +26,7 @@ from aegis.redis._deadlines import Deadlines
 from aegis.redis._link import Link
 from aegis.redis._open import open_link
 from aegis.redis._stats import Counters
-from aegis.redis._waiters import Patient, Pending, Reply, ReplyLateError, Waiter
+from aegis.redis._waiters import LinkLostError, Patient, Pending, Reply, ReplyLateError, Waiter
 
 log = logging.getLogger("aegis.redis")
 log.addHandler(logging.NullHandler())  # a program that configures no logging sees nothing
@@ -39,10 +40,22 @@ class NeverSentError(TimeoutError):
 
 
 class SteadyLink:
-    """One connection to one server, through all its losses. Not for several event loops."""
+    """
+    One connection to one server, through all its losses. Not for several event loops.
 
-    def __init__(self, config: RedisConfig, counters: Counters) -> None:
-        self._config, self._counters = config, counters
+    `locate` says where the server is, before each connection; it must be a primary then. `on_change` is called when the
+    state has changed.
+    """
+
+    def __init__(
+        self,
+        config: RedisConfig,
+        counters: Counters,
+        *,
+        locate: Callable[[], Awaitable[RedisConfig]] | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._config, self._counters, self._locate, self._on_change = config, counters, locate, on_change
         self.ready: Link | None = None
         self._link: Link | None = None
         self._retired: Link | None = None  # answered to its end, then closed
@@ -65,6 +78,11 @@ class SteadyLink:
     def cause(self) -> str:
         """Why the last link was lost or the next could not be made."""
         return self._cause
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was retired, and something is still in flight."""
+        return self._retired is not None and self._retired.in_flight > 0
 
     @property
     def in_flight(self) -> int:
@@ -91,6 +109,31 @@ class SteadyLink:
         self._deadlines = Deadlines(asyncio.get_running_loop(), self._expire)
         self._use(await self._new_link())
         log.debug("connected to Redis at %s", self._config.address)
+
+    def start(self) -> None:
+        """As `open`, in the background and without end: for a server that joins a group later."""
+        self._deadlines = Deadlines(asyncio.get_running_loop(), self._expire)
+        self._state, self._cause = "reconnecting", "not connected yet"
+        self._task = asyncio.create_task(self._reconnect(), name="aegis redis connect")
+
+    def retire(self) -> None:
+        """Let what is in flight be answered and make no new link; what was not sent fails as such."""
+        self._state, self._cause = "closed", "another server serves in its place"
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        link, self._link, self.ready = self._link, None, None
+        self.evict()
+        if link is not None:
+            link.retire()
+            self._retired = link
+
+    def evict(self) -> None:
+        """Fail what waits to be sent with LinkLostError (not sent): its owner knows another way."""
+        while self._backlog:
+            future, _ = self._backlog.popitem(last=False)
+            if not future.done():
+                future.set_exception(LinkLostError(self._cause, sent=False))
 
     async def close(self) -> None:
         """Drop the link. What was not sent fails with ClosedError; what is in flight is lost. Idempotent."""
@@ -173,7 +216,15 @@ class SteadyLink:
             self._lost(link, reason)
 
         try:
-            link = await open_link(self._config, lost, on_room=self._drain, counters=self._counters, idle_ping=True)
+            config = self._config if self._locate is None else await self._locate()
+            link = await open_link(
+                config,
+                lost,
+                on_room=self._drain,
+                counters=self._counters,
+                idle_ping=True,
+                primary=self._locate is not None,
+            )
         except RedisUnavailableError:
             self._counters.connect_failures += 1
             raise
@@ -184,6 +235,7 @@ class SteadyLink:
         link.be_patient(self._patient_until)
         self._link, self._state, self._cause = link, "connected", ""
         self._drain()
+        self._on_change()
 
     def _lost(self, link: Link, reason: str) -> None:
         if link is not self._link:
@@ -194,6 +246,7 @@ class SteadyLink:
         if self._task is not None:
             self._task.cancel()  # it was renewing
         self._task = asyncio.create_task(self._reconnect(), name="aegis redis reconnect")
+        self._on_change()
 
     async def _reconnect(self) -> None:
         attempt, lost_at = 0, time.monotonic()
@@ -207,6 +260,7 @@ class SteadyLink:
                 self._cause = exc.cause
         took_s = time.monotonic() - lost_at
         log.info("connected to Redis at %s again after %.2f s, attempt %d", self._config.address, took_s, attempt)
+        self._counters.reconnects += 1
         self._task = None
         self._use(link)
 
@@ -227,6 +281,7 @@ class SteadyLink:
         try:
             with contextlib.suppress(RedisUnavailableError):  # then the old one must do
                 link, old = await self._new_link(), self._link
+                self._counters.reconnects += 1
                 self._use(link)
                 if old is not None:
                     old.retire()

@@ -111,6 +111,25 @@ class Patient:
             self.future.set_exception(exc)
 
 
+class Nobody:
+    """Who waits for a reply that only shows that the server is alive."""
+
+    __slots__ = ()
+
+    def done(self) -> bool:
+        """Always: nobody waits."""
+        return True
+
+    def set_result(self, reply: Reply) -> None:
+        """Never called."""
+
+    def set_exception(self, exc: BaseException) -> None:
+        """Never called."""
+
+
+NOBODY = Nobody()
+
+
 class Block:
     """Several commands written as one: collects their replies and gives them to one future as a list."""
 

@@ -8,33 +8,25 @@ second path, through the backlog of `SteadyLink`.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from asyncio import Future
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import redis.asyncio
 from hiredis import ReplyError
 
 from aegis.config import RedisConfig
-from aegis.errors import (
-    ClosedError,
-    RedisUnavailableError,
-    ReplyTimeoutError,
-    ServerLostError,
-    ServerReplyError,
-)
+from aegis.errors import ClosedError, RedisUnavailableError, ServerReplyError
+from aegis.redis._cluster import Cluster
 from aegis.redis._link import pack
-from aegis.redis._raw import make_raw
+from aegis.redis._node import Node
+from aegis.redis._raw import close_raw, make_raw, tls_settings
 from aegis.redis._script import Script
+from aegis.redis._sentinel import locate_primary
 from aegis.redis._shared import Argument, Command, check_shareable, command_name, harmless
 from aegis.redis._stats import Counters, RedisStats
-from aegis.redis._steady import NeverSentError, SteadyLink
-from aegis.redis._waiters import Block, LinkLostError, Reply, ReplyLateError
-
-_PIPELINE_CHUNK = 1000  #: commands of a pipeline that are queued as one
+from aegis.redis._waiters import LinkLostError, Reply, ReplyLateError
 
 
 class Redis:
@@ -67,18 +59,26 @@ class Redis:
         self.config = config or RedisConfig()
         self._timeout_s = self.config.command_timeout
         self._counters = Counters()
-        self._steady = SteadyLink(self.config, self._counters)
+        locate = self._locate_primary if self.config.mode == "sentinel" else None
+        self._node = Node(self.config, self._counters, locate=locate)  # with a cluster it is never opened,
+        self._steady = self._node.steady  # so the hot path finds no link that would take every command
+        self._servers: Node | Cluster = self._node
+        if self.config.mode == "cluster":
+            self._servers = Cluster(self.config, self._counters)
         self._raw: redis.asyncio.Redis | None = None
         self._on_close: list[Callable[[], Awaitable[None]]] = []
 
     def __repr__(self) -> str:
         return f"<Redis {self.config.address} {self._state}>"
 
+    async def _locate_primary(self) -> RedisConfig:
+        return await locate_primary(self.config, tls_settings(self.config))
+
     # --- opening and closing ---
 
     async def __aenter__(self) -> Self:
         if self.enabled:
-            await self._steady.open()
+            await self._servers.open()
         return self
 
     async def __aexit__(
@@ -111,10 +111,10 @@ class Redis:
         try:
             await self._end_background()
         finally:
-            await self._steady.close()
+            await self._servers.close()
             raw, self._raw = self._raw, None
             if raw is not None:
-                await raw.aclose()
+                await close_raw(raw)
 
     async def _end_background(self) -> None:
         problems: list[Exception] = []
@@ -164,9 +164,9 @@ class Redis:
         except LinkLostError as exc:
             if not exc.sent:
                 return await self._execute_with_care(args, timeout, idempotent=idempotent)
-            self._lost(args, exc)
+            self._node.lost(args, exc)
         except ReplyLateError as exc:
-            self._late(args, self._timeout_s if timeout is None else timeout, exc)
+            self._node.late(args, self._timeout_s if timeout is None else timeout, exc)
         if type(reply) is ReplyError:
             raise self._refused(args, reply)
         return reply
@@ -207,11 +207,8 @@ class Redis:
             check_shareable(command)
         if not commands or not self.enabled:
             return [None] * len(commands)
-        if len(commands) <= _PIPELINE_CHUNK:
-            return self._checked(commands, await self._submit(commands, timeout), return_errors=return_errors)
-        chunks = [commands[at : at + _PIPELINE_CHUNK] for at in range(0, len(commands), _PIPELINE_CHUNK)]
-        parts = await asyncio.gather(*(self._submit(chunk, timeout) for chunk in chunks))
-        return self._checked(commands, [reply for part in parts for reply in part], return_errors=return_errors)
+        replies = await self._servers.ask_each(commands, self._timeout_s if timeout is None else timeout)
+        return self._checked(commands, replies, return_errors=return_errors)
 
     async def transaction(
         self, commands: Iterable[Command], *, timeout: float | None = None, return_errors: bool = False
@@ -228,7 +225,7 @@ class Redis:
             check_shareable(command)
         if not commands or not self.enabled:
             return [None] * len(commands)
-        queued = await self._submit([("MULTI",), *commands, ("EXEC",)], timeout)
+        queued = await self._servers.transact(commands, self._timeout_s if timeout is None else timeout)
         executed = queued[-1]
         if isinstance(executed, ReplyError):  # one was refused while queueing: that one is the cause, not EXECABORT
             at = next(at for at, reply in enumerate(queued) if isinstance(reply, ReplyError))
@@ -258,11 +255,11 @@ class Redis:
 
     def stats(self) -> RedisStats:
         """What this client has done so far."""
-        return self._counters.record(self._state, in_flight=self._steady.in_flight, waiting=self._steady.waiting)
+        return self._counters.record(self._state, in_flight=self._servers.in_flight, waiting=self._servers.waiting)
 
     @property
     def _state(self) -> str:
-        return self._steady.state if self.enabled else "disabled"
+        return self._servers.state if self.enabled else "disabled"
 
     # --- the second path ---
 
@@ -270,55 +267,12 @@ class Redis:
         """As `execute`, in every case: waits for a link and for room, watches the time, sends again where allowed."""
         if not self.enabled:
             return None
-        args = tuple(args)
-        packed = pack(args)
         check_shareable(args)
-        loop = asyncio.get_running_loop()
         timeout_s = self._timeout_s if timeout is None else timeout
-        deadline = loop.time() + timeout_s
-        while True:
-            future: Future[Reply] = Future(loop=loop)
-            self._steady.submit(packed, future, deadline - loop.time() if idempotent else timeout_s)
-            try:
-                reply = await future
-            except asyncio.CancelledError:
-                self._steady.forget(future)
-                raise
-            except LinkLostError as exc:
-                if not exc.sent or (idempotent and loop.time() < deadline):
-                    continue
-                self._lost(args, exc)
-            except ReplyLateError as exc:
-                self._late(args, timeout_s, exc)
-            except NeverSentError as exc:
-                self._unavailable(timeout_s, exc)
-            if type(reply) is ReplyError:
-                raise self._refused(args, reply)
-            return reply
-
-    async def _submit(self, commands: Sequence[Command], timeout: float | None) -> list[Reply]:
-        """Queue the commands as one block, and return their raw replies."""
-        loop = asyncio.get_running_loop()
-        packed = b"".join([pack(tuple(command)) for command in commands])
-        timeout_s = self._timeout_s if timeout is None else timeout
-        while True:
-            future: Future[Reply] = Future(loop=loop)
-            block = Block(future, len(commands), patient=self._steady.is_patient(timeout_s))
-            self._steady.submit(packed, future, timeout_s, block, len(commands))
-            try:
-                replies: list[Reply] = await future
-            except asyncio.CancelledError:
-                self._steady.forget(future)
-                raise
-            except LinkLostError as exc:
-                if not exc.sent:
-                    continue
-                self._lost(commands[0], exc)
-            except ReplyLateError as exc:
-                self._late(commands[0], timeout_s, exc)
-            except NeverSentError as exc:
-                self._unavailable(timeout_s, exc)
-            return replies
+        reply = await self._servers.ask(args, timeout_s, idempotent=idempotent)
+        if type(reply) is ReplyError:
+            raise self._refused(args, reply)
+        return reply
 
     def _checked(self, commands: Sequence[Command], replies: list[Any], *, return_errors: bool) -> list[Reply]:
         checked = [
@@ -336,22 +290,8 @@ class Redis:
     def _refused(self, args: Command, reply: ReplyError) -> ServerReplyError:
         error = ServerReplyError(command_name(args), str(reply))
         self._counters.errors[error.code] += 1
-        if error.code == "READONLY":
-            self._steady.renew("it is read-only")
+        self._servers.refused(reply)
         return error
-
-    def _lost(self, args: Command, exc: LinkLostError) -> NoReturn:
-        self._counters.errors["lost"] += 1
-        raise ServerLostError(self.config.address, command_name(args), str(exc)) from exc
-
-    def _late(self, args: Command, timeout_s: float, exc: ReplyLateError) -> NoReturn:
-        self._counters.errors["timeout"] += 1
-        raise ReplyTimeoutError(self.config.address, command_name(args), f"no reply within {timeout_s:g} s") from exc
-
-    def _unavailable(self, timeout_s: float, exc: NeverSentError) -> NoReturn:
-        self._counters.errors["unavailable"] += 1
-        cause = self._steady.cause or "the connection had no room"
-        raise RedisUnavailableError(self.config.address, f"not sent within {timeout_s:g} s: {cause}") from exc
 
 
 __all__ = ["Argument", "ClosedError", "Command", "Redis", "RedisStats"]

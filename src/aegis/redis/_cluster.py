@@ -1,0 +1,427 @@
+"""
+A cluster: one link per primary, each command to the one that owns its slot.
+
+States of a slot: owned and connected; owned and not connected (its commands wait); without an owner (the same). One
+task of this object, the survey, begins whenever something contradicts what is known (a redirection, a lost link,
+CLUSTERDOWN) and asks the nodes until every slot has an owner that is connected. Whoever waits, waits for `_changed`,
+each until its own deadline: a failover is bounded by the caller's time, and what is not sent by then is said to be so.
+
+A command is executed at most once: it is asked again elsewhere only after an answer that says it was not executed
+(MOVED, ASK, TRYAGAIN, CLUSTERDOWN, LOADING), or when it was never written. One that was lost in flight is the caller's
+business, unless it is idempotent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any
+
+from hiredis import ReplyError
+
+from aegis.backoff import Backoff
+from aegis.config import RedisConfig
+from aegis.errors import ClosedError, RedisError, RedisUnavailableError
+from aegis.redis._link import pack
+from aegis.redis._node import Node, NodeGoneError
+from aegis.redis._open import open_link
+from aegis.redis._shared import Command, command_name
+from aegis.redis._slots import is_everywhere, one_slot, slot_of
+from aegis.redis._stats import Counters
+from aegis.redis._topology import Place, Topology, View, parse_view
+from aegis.redis._waiters import LinkLostError, Reply, ReplyLateError
+
+log = logging.getLogger("aegis.redis")
+
+_SURVEY_BACKOFF = Backoff(base_s=0.05, cap_s=1.0)
+_LOOK_TIMEOUT_S = 1.0  #: for one node to tell its view
+_REDIRECTIONS_MAX = 8  #: in a row; then the map is in motion, and we wait a little
+_PAUSE_BASE_S, _PAUSE_CAP_S = 0.01, 0.25
+#: Answers that say: not executed, ask again. The rest of them are redirections.
+_NOT_NOW = ("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN")
+
+
+class Cluster:
+    """All primaries of one cluster, through resharding and failover. Not for several event loops."""
+
+    def __init__(self, config: RedisConfig, counters: Counters) -> None:
+        self.config, self._counters = config, counters
+        self.topology = Topology()
+        self._nodes: dict[Place, Node] = {}
+        self._retired: list[Node] = []
+        self._open = False
+        self._survey: asyncio.Task[None] | None = None
+        self._doubts = 0  # how often the map has been contradicted
+        self._waiting = 0
+        self._changed: asyncio.Future[None] | None = None
+        self._cause = ""
+
+    def __repr__(self) -> str:
+        return f"<Cluster {self.state} nodes={len(self._nodes)}>"
+
+    @property
+    def state(self) -> str:
+        """`closed`, `connected` (to the owner of every slot) or `reconnecting`."""
+        return "closed" if not self._open else "connected" if self._whole else "reconnecting"
+
+    @property
+    def in_flight(self) -> int:
+        """Commands whose replies have not come."""
+        return sum(node.in_flight for node in self._nodes.values())
+
+    @property
+    def waiting(self) -> int:
+        """Commands that have not been sent."""
+        return self._waiting + sum(node.waiting for node in self._nodes.values())
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The primaries that own slots, in the order of their places."""
+        return tuple(node for _, node in sorted(self._nodes.items()))
+
+    def owner(self, slot: int) -> Node | None:
+        """The primary of one slot, connected or not."""
+        place = self.topology.owners[slot]
+        return self._nodes.get(place) if place is not None else None
+
+    # --- opening and closing ---
+
+    async def open(self) -> None:
+        """
+        Learn the map from the first seed that answers, and connect to every primary.
+
+        Raises:
+            RedisUnavailableError: no seed answers, a slot has no owner, or a primary cannot be reached.
+            RuntimeError: it is open already.
+        """
+        if self._open:
+            raise RuntimeError("this Redis is open already; share it instead of entering it twice")
+        self._changed = asyncio.get_running_loop().create_future()
+        self.topology = Topology()
+        try:
+            await self._look_around([Place(*seed) for seed in self.config.seeds])
+            if not self.topology.primaries:
+                raise RedisUnavailableError(self.config.address, self._cause or "no node answers")
+            if not self.topology.complete:
+                raise RedisUnavailableError(self.config.address, "some slots are served by nobody")
+            self._nodes = {place: self._new_node(place) for place in self.topology.primaries}
+            await _all(node.open() for node in self._nodes.values())
+        except BaseException:
+            await self._drop_all()
+            raise
+        self._open = True
+        log.debug("connected to %d primaries of Redis %s", len(self._nodes), self.config.address)
+
+    async def close(self) -> None:
+        """Drop every link. What was not sent fails with ClosedError; what is in flight is lost. Idempotent."""
+        self._open = False
+        survey, self._survey = self._survey, None
+        if survey is not None:
+            survey.cancel()
+            await asyncio.gather(survey, return_exceptions=True)
+        self._notify()
+        await self._drop_all()
+
+    async def _drop_all(self) -> None:
+        nodes, self._nodes, self._retired = [*self._nodes.values(), *self._retired], {}, []
+        await asyncio.gather(*(node.close() for node in nodes))
+
+    # --- commands ---
+
+    async def ask(self, args: Command, timeout_s: float, *, idempotent: bool = False) -> Reply:
+        """Send one command to whoever owns its slot; see the rules above."""
+        if is_everywhere(args):
+            return await self._ask_everywhere(args, timeout_s)
+        if command_name(args) == "SCAN":
+            raise ValueError("SCAN walks through one node of a cluster only; use redis.raw.scan_iter()")
+        return await self._ask(slot_of(args), args, timeout_s, idempotent=idempotent)
+
+    async def _ask(self, slot: int | None, args: Command, timeout_s: float, *, idempotent: bool = False) -> Reply:
+        loop = asyncio.get_running_loop()
+        attempts = _Attempts(loop.time() + timeout_s)
+        while True:
+            node = await self._serving(slot, attempts.deadline, timeout_s)
+            try:
+                reply = await self._ask_fast(node, args, attempts, idempotent=idempotent)
+                if type(reply) is not ReplyError:
+                    return reply
+                word, _, rest = str(reply).partition(" ")
+                if word == "ASK":
+                    replies = await self._node_at(rest, node).ask_as_one([("ASKING",), args], attempts.left_s())
+                    reply = replies[1]
+                    if type(reply) is not ReplyError:
+                        return reply
+                    word, _, rest = str(reply).partition(" ")
+            except NodeGoneError as exc:
+                self._doubt(str(exc))
+                continue
+            if word == "MOVED":
+                self._moved(slot, rest, node)
+            elif word in _NOT_NOW:
+                self._doubt(str(reply))
+            elif word != "ASK":
+                return reply
+            if not await attempts.pause(redirected=word in {"MOVED", "ASK"}):
+                return reply
+
+    async def _ask_fast(self, node: Node, args: Command, attempts: _Attempts, *, idempotent: bool) -> Reply:
+        """Without a record per command where the link takes it at once, as the hot path of a single server."""
+        link, steady, left_s = node.steady.ready, node.steady, attempts.left_s()
+        if link is None or link.full or idempotent or steady.is_patient(left_s):
+            return await node.ask(args, left_s, idempotent=idempotent)
+        pending = link.ask(pack(tuple(args)))
+        if attempts.made or left_s < self.config.command_timeout * 0.99:
+            steady.watch(left_s, pending)
+        try:
+            return await pending
+        except LinkLostError as exc:
+            if not exc.sent:
+                raise NodeGoneError(str(exc)) from exc
+            node.lost(args, exc)
+        except ReplyLateError as exc:
+            node.late(args, left_s, exc)
+
+    async def ask_each(self, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
+        """Send many commands, those of one node in one piece; what a node does not take is asked alone."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        groups: dict[int, list[int]] = {}
+        nodes: dict[int, Node] = {}
+        for at, command in enumerate(commands):
+            slot = slot_of(command)
+            node = None if is_everywhere(command) else self._any() if slot is None else self.owner(slot)
+            key = id(node) if node is not None and node.state == "connected" else -1
+            groups.setdefault(key, []).append(at)
+            if node is not None:
+                nodes[id(node)] = node
+        alone = groups.pop(-1, [])
+        replies: list[Reply] = [None] * len(commands)
+
+        async def ask_node(node: Node, places: list[int]) -> list[int]:
+            try:
+                answers = await node.ask_each([commands[at] for at in places], deadline - loop.time())
+            except NodeGoneError as exc:
+                self._doubt(str(exc))
+                return places
+            for at, reply in zip(places, answers, strict=True):
+                replies[at] = reply
+            return [at for at in places if _is_not_here(replies[at])]
+
+        again = await _all(ask_node(nodes[key], places) for key, places in groups.items())
+        for at in sorted([*alone, *(at for places in again for at in places)]):
+            replies[at] = await self.ask(commands[at], max(deadline - loop.time(), 0.001))
+        return replies
+
+    async def transact(self, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
+        """
+        The replies to MULTI, the commands, and EXEC, from the owner of their slot.
+
+        Raises:
+            ValueError: their keys are of several slots; nothing was sent.
+        """
+        slot = one_slot(commands)
+        attempts = _Attempts(asyncio.get_running_loop().time() + timeout_s)
+        while True:
+            node = await self._serving(slot, attempts.deadline, timeout_s)
+            try:
+                replies = await node.transact(commands, attempts.left_s())
+            except NodeGoneError as exc:
+                self._doubt(str(exc))
+                continue
+            refusal = next((reply for reply in replies if _is_not_here(reply)), None)
+            if refusal is None:
+                return replies
+            word, _, rest = str(refusal).partition(" ")  # refused while queueing: EXEC has executed nothing
+            if word == "MOVED":
+                self._moved(slot, rest, node)
+            else:
+                self._doubt(str(refusal))
+            if not await attempts.pause(redirected=word == "MOVED"):
+                return replies
+
+    async def _ask_everywhere(self, args: Command, timeout_s: float) -> Reply:
+        replies = await _all(node.ask(args, timeout_s) for node in self.nodes)
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                return reply
+        match command_name(args):
+            case "DBSIZE":
+                return sum(replies)
+            case "KEYS":
+                return [key for reply in replies for key in reply]
+        return replies[0]
+
+    def refused(self, reply: ReplyError) -> None:
+        """A caller is about to be told so; a primary that is read-only is one no more."""
+        if str(reply).startswith("READONLY"):
+            self._doubt(str(reply))
+
+    # --- who serves ---
+
+    async def _serving(self, slot: int | None, deadline: float, timeout_s: float) -> Node:
+        """The connected owner of the slot; waits for there to be one."""
+        while True:
+            if not self._open:
+                raise ClosedError("Redis")
+            node = self._any() if slot is None else self.owner(slot)
+            if node is not None and node.state == "connected":
+                return node
+            self._doubt(node.steady.cause if node is not None else f"nobody serves slot {slot}")
+            assert self._changed is not None
+            self._waiting += 1
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await asyncio.shield(self._changed)
+            except TimeoutError as exc:
+                self._counters.errors["unavailable"] += 1
+                address = node.config.address if node is not None else self.config.address
+                raise RedisUnavailableError(address, f"not sent within {timeout_s:g} s: {self._cause}") from exc
+            finally:
+                self._waiting -= 1
+
+    def _any(self) -> Node | None:
+        nodes = self.nodes
+        return next((node for node in nodes if node.state == "connected"), nodes[0] if nodes else None)
+
+    def _moved(self, slot: int | None, rest: str, by: Node) -> None:
+        """One node says that another owns the slot: believe it at once, and look whether more has changed."""
+        node = self._node_at(rest, by)
+        if slot is not None:
+            self.topology.owners[slot] = Place(node.config.host, node.config.port)
+        self._doubt(f"slot {slot} has moved")
+
+    def _node_at(self, rest: str, by: Node) -> Node:
+        """The node that a redirection `slot host:port` names; one that we did not know joins."""
+        host, _, port = rest.rpartition(" ")[2].rpartition(":")
+        place = Place(host or by.config.host, int(port))
+        node = self._nodes.get(place)
+        if node is None:
+            node = self._nodes[place] = self._new_node(place)
+            node.steady.start()
+        return node
+
+    def _new_node(self, place: Place) -> Node:
+        def changed() -> None:
+            if node.state == "reconnecting":
+                node.steady.evict()
+                self._doubt(node.steady.cause)
+            self._notify()
+
+        node = Node(self.config.at(*place), self._counters, on_change=changed, one_of_several=True)
+        return node
+
+    def _notify(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+            self._changed = self._changed.get_loop().create_future()
+
+    # --- the survey ---
+
+    @property
+    def _whole(self) -> bool:
+        return self.topology.complete and all(
+            (node := self._nodes.get(place)) is not None and node.state == "connected"
+            for place in self.topology.primaries
+        )
+
+    def _doubt(self, cause: str) -> None:
+        """What we know is contradicted: look again, unless we are looking."""
+        self._cause = cause
+        self._doubts += 1
+        if self._open and self._survey is None:
+            self._survey = asyncio.create_task(self._look_until_whole(), name="aegis redis survey")
+
+    async def _look_until_whole(self) -> None:
+        try:
+            attempt, doubts = 0, -1
+            while doubts != self._doubts or not self._whole:
+                doubts = self._doubts
+                if attempt:
+                    await asyncio.sleep(_SURVEY_BACKOFF.delay_s(attempt))
+                attempt += 1
+                connected = [place for place, node in self._nodes.items() if node.state == "connected"]
+                everybody = {*self.topology.places, *connected, *(Place(*seed) for seed in self.config.seeds)}
+                await self._look_around(connected if self._whole else everybody)
+                self._follow()
+        finally:
+            if self._survey is asyncio.current_task():
+                self._survey = None
+
+    async def _look_around(self, places: Sequence[Place] | set[Place]) -> None:
+        views = await asyncio.gather(*(self._view_of(place) for place in places))
+        self.topology.learn(view for view in views if view is not None)
+
+    async def _view_of(self, place: Place) -> View | None:
+        node = self._nodes.get(place)
+        try:
+            if node is not None and node.state == "connected":
+                reply = await node.ask(("CLUSTER", "NODES"), _LOOK_TIMEOUT_S)
+            else:
+                reply = await _ask_once(self.config.at(*place), ("CLUSTER", "NODES"))
+        except (RedisError, ConnectionError, TimeoutError) as exc:
+            self._cause = str(exc)
+            return None
+        if isinstance(reply, ReplyError):
+            self._cause = f"{place.host}:{place.port} is no node of a cluster: {reply}"
+            return None
+        return parse_view(reply.decode(), place, by_name=self.config.tls)
+
+    def _follow(self) -> None:
+        """Connect to new primaries and let those go that own nothing any more."""
+        primaries = self.topology.primaries
+        for place in primaries - self._nodes.keys():
+            log.info("Redis %s: %s:%d serves slots now", self.config.address, *place)
+            node = self._nodes[place] = self._new_node(place)
+            node.steady.start()
+        for place in self._nodes.keys() - primaries:
+            node = self._nodes.pop(place)
+            node.steady.retire()
+            self._retired = [*(old for old in self._retired if old.steady.draining), node]
+        self._notify()
+
+
+class _Attempts:
+    """How often one command was asked, and until when it may be."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline, self.made = deadline, 0
+        self._loop = asyncio.get_running_loop()
+
+    def left_s(self) -> float:
+        return max(self.deadline - self._loop.time(), 0.001)
+
+    async def pause(self, *, redirected: bool) -> bool:
+        """After an answer that says "not here": wait where that helps; False when there is no time for another."""
+        self.made += 1
+        if redirected and self.made < _REDIRECTIONS_MAX:
+            return True
+        pause_s = min(_PAUSE_BASE_S * 2.0 ** min(self.made, 10), _PAUSE_CAP_S) * random.uniform(0.5, 1.0)
+        if self._loop.time() + pause_s >= self.deadline:
+            return False
+        await asyncio.sleep(pause_s)
+        return True
+
+
+def _is_not_here(reply: Reply) -> bool:
+    return isinstance(reply, ReplyError) and str(reply).partition(" ")[0] in {"MOVED", "ASK", *_NOT_NOW}
+
+
+async def _ask_once(config: RedisConfig, command: Command) -> Reply:
+    """One command over a connection of its own."""
+    async with asyncio.timeout(_LOOK_TIMEOUT_S):
+        link = await open_link(config, lambda _: None)
+        try:
+            return await link.send(pack(tuple(command)))
+        finally:
+            link.abort("has been asked")
+
+
+async def _all(work: Iterable[Awaitable[Any]]) -> list[Any]:
+    """As gather; but when one fails, the others have ended before it is raised."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
