@@ -31,8 +31,9 @@ lint: $(READY)  ## ruff, its formatter, and mypy in strict mode
 format: $(READY)  ## let ruff format and fix what it can
 	@$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
 
-docs: $(READY)  ## write what is made from the registry: .env.example and docs/configuration.md
+docs: $(READY)  ## write what is made from the code: .env.example, docs/configuration.md, the types of aegis.sync
 	@$(BIN)/aegis config example > .env.example && $(BIN)/aegis config docs > docs/configuration.md
+	@$(BIN)/python -m aegis.sync._stub > $(VENV)/sync.pyi && mv $(VENV)/sync.pyi src/aegis/sync/__init__.pyi
 
 bench: $(BENCH)/.ready  ## run the benchmarks side by side with their rivals (ARGS="--smoke")
 	@$(BENCH)/bin/python -m benchmarks $(ARGS)

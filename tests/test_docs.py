@@ -32,3 +32,34 @@ def test_both_commands_of_the_readme_are_targets_of_the_makefile():
     for target in ("demo", "test", "lint", "bench", "clean"):
         assert re.search(rf"^  make {target} +\S", listed, re.MULTILINE)
         assert f"make {target}" in README or target in {"lint", "bench", "clean"}
+
+
+DOCS = ROOT / "docs"
+#: Pages whose programs are run by a test of their own room.
+RUN_ELSEWHERE = {
+    page.name
+    for page in DOCS.glob("*.md")
+    for test in (ROOT / "tests").glob("*/test_*docs.py")
+    if re.search(rf"\b{re.escape(page.name)}\b", test.read_text())
+}
+PROGRAMS = [
+    pytest.param(program, id=f"{page.name}-{at}")
+    for page in sorted(DOCS.glob("*.md"))
+    if page.name not in RUN_ELSEWHERE
+    for at, program in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_programs_of_the_documentation_run(program: str, tmp_path: Path):
+    """Each in a process and a directory of its own, with warnings as errors."""
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_between_pages_lead_somewhere():
+    """No page points at one that was moved."""
+    for page in (*ROOT.glob("*.md"), *DOCS.glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -18,7 +18,7 @@ LEVELS = (
     ("redis", "database", "http", "embedded"),
     ("upstream", "telemetry", "gateway"),
     ("runtime",),
-    ("demo", "dashboard", "doctor"),
+    ("demo", "dashboard", "doctor", "sync"),
     ("cli",),
     ("__main__",),
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
+from pathlib import Path
 
 import pytest
 
-import aegis
+import aegis.sync
 from aegis import errors
+from aegis.sync._stub import stub_text
 
 ROOMS = (
     "aegis",
@@ -22,6 +24,7 @@ ROOMS = (
     "aegis.telemetry",
     "aegis.gateway",
     "aegis.doctor",
+    "aegis.sync",
 )
 
 
@@ -73,3 +76,24 @@ def test_errors_survive_pickling_between_processes():
     ):
         again = pickle.loads(pickle.dumps(exc))
         assert (type(again), str(again)) == (type(exc), str(exc))
+
+
+#: What users build and pass, and only the client awaits.
+PASSED_ON = {"Cassette"}
+
+
+@pytest.mark.parametrize("room", ["aegis", "aegis.redis", "aegis.database", "aegis.http", "aegis.upstream"])
+def test_every_public_async_class_can_be_had_blocking(room):
+    """Whoever adds one derives its twin in `aegis/sync/__init__.py`: one line, and one in its `__all__`."""
+    module = importlib.import_module(room)
+    for name in set(module.__all__) - PASSED_ON:
+        cls = getattr(module, name)
+        plain = not inspect.isclass(cls) or getattr(cls, "_is_protocol", False)
+        if not plain and any(map(inspect.iscoroutinefunction, vars(cls).values())):
+            assert name in aegis.sync.__all__, f"{room}.{name} has no twin in aegis.sync"
+
+
+def test_the_types_of_the_blocking_classes_are_those_of_the_async_ones():
+    """`aegis/sync/__init__.pyi` is made from their source."""
+    committed = Path(aegis.sync.__file__).with_suffix(".pyi").read_text()
+    assert committed == stub_text(), "run `make docs` and commit the result"

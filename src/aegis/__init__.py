@@ -11,6 +11,7 @@ aegis: many processes, one quota, one token, one book of quotes.
     telemetry           logs and metrics
     runtime             everything joined
     demo, dashboard     the main job, and the page that shows it
+    sync                the same objects, blocking, for scripts and notebooks
     doctor              a look at everything aegis stands on
     cli                 the command `aegis`
 

@@ -30,6 +30,17 @@ class ClosedError(AegisError):
         return f"{self.what} is not open; use it inside its `async with`"
 
 
+class WrongThreadError(AegisError, RuntimeError):
+    """A blocking call on the thread of the background loop would wait for itself for ever. Nothing was sent."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} was called on its own background thread; iterate over your rows first, then pass them"
+
+
 class PortTakenError(AegisError, OSError):
     """A port that we were told to listen on cannot be had. `port` 0 would take any free one."""
 
