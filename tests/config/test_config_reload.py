@@ -41,7 +41,7 @@ def test_what_cannot_be_read_changes_nothing():
 
 def test_no_secret_and_no_server_is_live():
     """Pools and secrets are never exchanged under a running process."""
-    assert {variable.name for variable in registry() if variable.live} == {"LOG_LEVEL", "LOG_FORMAT"}
+    assert {variable.name for variable in registry() if variable.live} == {"LOG_LEVEL", "LOG_LEVELS", "LOG_FORMAT"}
 
 
 def test_fingerprints_are_equal_for_equal_values_whatever_their_source(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import subprocess
 import sys
 from time import monotonic
@@ -39,6 +40,8 @@ async def test_each_attempt_and_each_call_is_one_structured_event(server, http, 
     assert retry["levelname"] == "WARNING"
     url = f"{server.url}/p?token=***"
     assert {name: first[name] for name in first if name.startswith("http_") and not name.endswith("_s")} == {
+        "http_call": call["http_call"],
+        "http_upstream": server.url.removeprefix("http://"),
         "http_method": "GET",
         "http_url": url,
         "http_attempt": 1,
@@ -46,6 +49,7 @@ async def test_each_attempt_and_each_call_is_one_structured_event(server, http, 
         "http_bytes": 4,
         "http_outcome": "transient",
     }
+    assert re.fullmatch(r"http retry GET .*: transient: again in [0-9.]+ s", retry["message"])
     assert first["http_permit_wait_s"] >= 0
     assert 0 < first["http_elapsed_s"] < call["http_elapsed_s"]
     assert (call["http_attempts"], call["http_status"], call["http_bytes"], call["http_outcome"]) == (2, 200, 9, "ok")

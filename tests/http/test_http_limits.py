@@ -10,8 +10,9 @@ from time import monotonic
 import pytest
 from scripted_server import FAST, CountingLimiter, Limit, answer, until
 
+from aegis.backoff import Backoff
 from aegis.errors import CircuitOpenError, HttpTimeoutError, RateLimitTimeoutError, ThrottledError, TransientError
-from aegis.http import BreakerPolicy, Ok, Profile, Throttled, Transient
+from aegis.http import BreakerPolicy, Ok, Profile, RetryPolicy, Throttled, Transient
 from aegis.redis import Rate, RateLimit, RateLimiter
 
 SLOW = RateLimit("http-test", Rate(2, per=30.0))
@@ -112,6 +113,17 @@ async def test_a_retry_after_on_the_last_attempt_is_told_and_not_slept(server, h
     response = await http.without_retry().with_rate_limiter(limiter, Limit()).get(server.url)
     assert (response.status, response.retry_after, response.attempts, limiter.held) == (429, 4.0, 1, [4.0])
     assert monotonic() - began < 3.0
+
+
+@pytest.mark.parametrize(("status", "slow"), [(429, "throttle_backoff"), (503, "backoff")])
+async def test_too_fast_and_broken_have_scales_of_their_own(server, http, status, slow):
+    """A refusal for speed and a failure each wait on their own scale."""
+    quick = Backoff(0.001, 0.001)
+    scales = {"backoff": quick, "throttle_backoff": quick, slow: Backoff(0.3, 0.3, 0.3)}
+    server.steps = [answer(status)]
+    began = monotonic()
+    assert (await http.with_retry(RetryPolicy(**scales)).get(server.url)).attempts == 2
+    assert monotonic() - began >= 0.3
 
 
 async def test_a_garbled_retry_after_is_no_pause(server, http):

@@ -55,10 +55,10 @@ async def test_the_same_origin_keeps_secrets_and_every_hop_takes_a_permit(server
 
 async def test_a_failed_hop_is_retried_where_it_failed(server, http):
     """The chain does not begin anew, and four attempts are four at the last place."""
-    server.steps = [move(302, "/last"), answer(503), None, answer(200, b"end")]
+    server.steps = [move(302, "/last"), answer(503), None, answer(503), answer(200, b"end")]
     response = await http.with_redirects().get(server.url)
-    assert (response.content, response.attempts) == (b"end", 4)
-    assert [request.split(b" ")[1] for request in server.requests] == [b"/", b"/last", b"/last", b"/last"]
+    assert (response.content, response.attempts) == (b"end", 5)
+    assert [request.split(b" ")[1] for request in server.requests] == [b"/"] + [b"/last"] * 4
 
 
 async def test_another_origin_gets_no_secret_not_even_after_a_detour(server, other, http):
@@ -77,6 +77,9 @@ async def test_another_origin_gets_no_secret_not_even_after_a_detour(server, oth
     assert other.requests[0].startswith(b"GET /x?plain=1 HTTP/1.1")
     assert server.requests[1].startswith(b"GET /back HTTP/1.1")
     assert f"Host: 127.0.0.1:{port}".encode() in other.requests[0]
+    hosts = {host: (one.attempts, one.outcomes) for host, one in http.stats().upstreams.items()}
+    assert hosts[f"127.0.0.1:{port}"] == (1, {"redirect": 1})
+    assert hosts[server.url.removeprefix("http://")] == (2, {"redirect": 1, "ok": 1})
 
 
 async def test_every_occurrence_of_a_secret_header_stays(server, other, http):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
-from scripted_server import CountingLimiter, Limit, answer, until
+from scripted_server import FAST, CountingLimiter, Limit, answer, until
 
 from aegis.errors import RejectedError, UnauthorizedError
 from aegis.http import Ok, Profile, Reauth
@@ -57,6 +58,15 @@ async def test_a_crowd_with_a_stale_token_renews_it_once(server, http):
     authority.gate.set()
     assert [r.content for r in await asyncio.gather(*calls)] == [b"ok"] * 20
     assert (authority.asked, limiter.permits, len(server.requests)) == (1, 40, 40)
+
+
+async def test_a_renewal_is_no_retry(server, http):
+    """It costs a permit, but none of the attempts: two of them are still two after it."""
+    authority = Authority()
+    client = http.with_retry(replace(FAST, attempts=2)).with_profile(PROFILE).with_reauth(authority.renew)
+    server.steps = [answer(401, b"stale"), None, answer(200, b"ok")]
+    response = await client.get(server.url, headers=OLD)
+    assert (response.content, response.attempts, authority.asked) == (b"ok", 3, 1)
 
 
 async def test_an_answer_to_an_old_request_does_not_renew_again(server, http):

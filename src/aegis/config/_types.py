@@ -20,6 +20,7 @@ _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400
 _BYTES = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(us|ms|s|m|h|d)")
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+LEVELS = ("debug", "info", "warning", "error", "critical")
 _DIGITS_MAX = 18  #: what fits 64 bits; longer runs of digits are a slip of the keyboard
 
 
@@ -108,6 +109,15 @@ def parse_names(value: Any) -> Any:
     return tuple(name for part in value.split(",") if (name := part.strip())) if isinstance(value, str) else value
 
 
+def check_levels(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Pairs of a logger's name and its level; `root` is not among them, that is LOG_LEVEL."""
+    for pair in value:
+        name, _, level = pair.partition("=")
+        if not name.strip() or level.strip().lower() not in LEVELS:
+            raise ValueError(f"expected pairs such as aegis.http=debug, with one of {', '.join(LEVELS)}")
+    return tuple(pair.replace(" ", "") for pair in value)
+
+
 def check_base_url(value: str) -> str:
     """Address of an HTTP service, without a slash at its end. Raises without repeating it: it may hold a password."""
     try:
@@ -140,5 +150,9 @@ Port = Annotated[int, BeforeValidator(parse_int), Field(ge=0, le=65535), Kind("p
 Switch = Annotated[bool, BeforeValidator(parse_switch), Kind("true or false", write=write_switch)]
 BaseUrl = Annotated[str, AfterValidator(check_base_url), Kind("http(s) address")]
 Names = Annotated[tuple[str, ...], BeforeValidator(parse_names), Kind("names, with commas", write=",".join)]
+Levels = Annotated[
+    tuple[str, ...], BeforeValidator(parse_names), AfterValidator(check_levels),
+    Kind("logger=level, with commas", write=",".join),
+]  # fmt: skip
 #: Put in front of a `Literal` of lower-case words.
 AnyCase = BeforeValidator(parse_word)

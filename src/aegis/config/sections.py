@@ -21,6 +21,7 @@ from aegis.config._types import (
     BaseUrl,
     Duration,
     Int,
+    Levels,
     Names,
     Port,
     PositiveDuration,
@@ -303,6 +304,13 @@ class LogConfig(Section):
     format: Annotated[Literal["json", "console"], AnyCase] = var(
         "console", "one JSON object a line, or lines for people", live=True
     )
+    levels: Levels = var(
+        (), "levels of single loggers and what is below them", example="aegis.http=debug,asyncio=error", live=True
+    )
+    burst: PositiveInt = var(
+        5, "how many of the same warning are written within LOG_BURST_WINDOW; then they are folded"
+    )
+    burst_window: Duration = var(10.0, "how long the same warning is folded into a count; 0 = never")
 
 
 class MetricsConfig(Section):
@@ -311,7 +319,7 @@ class MetricsConfig(Section):
     prefix = "METRICS_"
 
     enabled: Switch = var(False, "serve metrics")
-    port: Port = var(9090, "TCP port of the metrics")
+    port: Port = var(9090, "TCP port of the metrics; one of the processes of a host serves those of all")
 
 
 class Config(Section):
@@ -328,6 +336,9 @@ class Config(Section):
     key_prefix: str = var("aegis", "prefix of every key that aegis writes", name="AEGIS_PREFIX")
     ignore: Names = var(
         (), "names of our families that belong to other programs; * and ? are wildcards", name="AEGIS_IGNORE"
+    )
+    process: str | None = var(
+        None, "name of this process in logs and metrics; unset means that of the program", name="AEGIS_PROCESS"
     )
     port: Port = var(8089, "TCP port of the dashboard", name="PORT")
     env: Annotated[Literal["development", "staging", "production"], AnyCase] = var(

@@ -22,7 +22,7 @@ from aegis.demo._child import Parent, run_child
 from aegis.errors import HttpError, RateLimitTimeoutError
 from aegis.redis import Cache, RateLimiter
 from aegis.runtime import Runtime
-from aegis.telemetry import configure_logging
+from aegis.telemetry import configure_logging, secrets_of
 from aegis.upstream import KIS_RATE_LIMIT, DailyBar, Disclosure, NaverQuote, StockPrice
 from aegis.upstream.dart import DartClient
 from aegis.upstream.kis import KisClient
@@ -210,7 +210,7 @@ async def collect(parent: Parent) -> None:
     """Open every room, work until told to stop, tell how far it is on the way, and close in order."""
     assignment = msgspec.json.decode(sys.argv[1], type=Assignment)
     config = Config.load(env_file=None)
-    configure_logging(config.log)
+    configure_logging(config.log, process=config.process, secrets=secrets_of(config))
     async with Runtime(config) as rt:
         collector = Collector(rt, assignment, parent.stopping)
         parent.tell("ready")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
+from itertools import count
 from time import monotonic
 
 from aiohttp import ClientResponse
@@ -27,13 +28,15 @@ from aegis.http.profile import Request, Response
 from aegis.http.records import Attempt, CallRecord
 from aegis.http.retry import parse_retry_after
 
+_numbers = count(1)
+
 
 class Call:
     """One call in progress."""
 
     __slots__ = (
-        "deadline", "earlier", "history", "hops", "renewed", "request", "rest", "sent_at", "settings", "shared",
-        "started", "streaming", "timeout_s", "upstream", "url",
+        "deadline", "earlier", "history", "hops", "number", "renewed", "request", "rest", "sent_at", "settings",
+        "shared", "started", "streaming", "timeout_s", "upstream", "url",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +47,7 @@ class Call:
         self.started = monotonic()
         self.deadline = self.started + timeout_s
         self.timeout_s = timeout_s
+        self.number = next(_numbers)
         self.url = settings.redactor.url(request.url)
         self.earlier: list[Request] = []  #: as it was before a renewal or a redirect; what it held stays secret
         self.hops = 0
@@ -77,9 +81,7 @@ class Call:
             self.upstream.tally.failures += 1
         elif not self.shared.observers and not logger.isEnabledFor(logging.DEBUG):
             return
-        name = type(error).__name__ if error is not None else ""
-        elapsed_s, history = monotonic() - self.started, tuple(self.history)
-        record = CallRecord(self.request.method, self.url, self.upstream.host, outcome, history, elapsed_s, name)
+        record = self._record(outcome, type(error).__name__ if error is not None else "")
         detail = error.detail if isinstance(error, HttpError) else self.settings.redactor.text(str(error or ""))
         log_call(logging.DEBUG if error is None else logging.ERROR, record, detail)
         for observe in self.shared.observers:
@@ -127,7 +129,7 @@ class Call:
             if delay_s is None:
                 return outcome, outcome.error
             self.upstream.tally.retries += 1
-            self._log_attempt(logging.WARNING, f"http retry in {delay_s:.3f} s")
+            self._log_attempt(logging.WARNING, "http retry", f"again in {delay_s:.3f} s")
             await asyncio.sleep(delay_s)
 
     def _retry_in_s(self, outcome: Outcome, number: int) -> float | None:
@@ -307,7 +309,7 @@ class Call:
                     settings.limit, min(seconds, settings.limit.hold_max), key=settings.limit_key
                 )
         except (AegisError, TimeoutError) as exc:
-            self._log_attempt(logging.WARNING, f"http hold not shared ({type(exc).__name__})")
+            self._log_attempt(logging.WARNING, "http hold not shared", type(exc).__name__)
 
     def _error(
         self,
@@ -324,5 +326,10 @@ class Call:
         method, attempts = self.request.method, len(self.history)
         return kind(safe, method, self.url, attempts, response, tuple(self.history), code, retry_after)
 
-    def _log_attempt(self, level: int, event: str) -> None:
-        log_attempt(level, event, self.request.method, self.url, self.history[-1])
+    def _record(self, outcome: str, error: str = "") -> CallRecord:
+        elapsed_s, method = monotonic() - self.started, self.request.method
+        history = tuple(self.history)
+        return CallRecord(method, self.url, self.upstream.host, outcome, history, elapsed_s, error, self.number)
+
+    def _log_attempt(self, level: int, event: str, detail: str = "") -> None:
+        log_attempt(level, event, self._record("in progress"), detail)

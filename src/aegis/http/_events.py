@@ -8,19 +8,19 @@ comes here is masked already.
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
-from aegis.http.records import Attempt, CallRecord, Observe
+from aegis.http.records import CallRecord, Observe
 
 logger = logging.getLogger("aegis.http")
 logger.addHandler(logging.NullHandler())
 
 
-def log_attempt(level: int, event: str, method: str, url: str, attempt: Attempt) -> None:
-    """One line about one attempt."""
-    fields = {
-        "http_method": method,
-        "http_url": url,
+def log_attempt(level: int, event: str, call: CallRecord, detail: str = "") -> None:
+    """One line about the newest attempt of a call in progress."""
+    attempt = call.attempts[-1]
+    fields = _common(call) | {
         "http_attempt": attempt.number,
         "http_permit_wait_s": attempt.permit_wait_s,
         "http_status": attempt.status,
@@ -28,14 +28,12 @@ def log_attempt(level: int, event: str, method: str, url: str, attempt: Attempt)
         "http_elapsed_s": attempt.elapsed_s,
         "http_outcome": attempt.outcome,
     }
-    _log(level, event, fields, attempt.reason)
+    _log(level, event, fields, "; ".join(filter(None, (attempt.reason, detail))))
 
 
 def log_call(level: int, call: CallRecord, detail: str) -> None:
     """One line about the whole call."""
-    fields = {
-        "http_method": call.method,
-        "http_url": call.url,
+    fields = _common(call) | {
         "http_attempts": len(call.attempts),
         "http_permit_wait_s": sum(attempt.permit_wait_s for attempt in call.attempts),
         "http_status": call.attempts[-1].status if call.attempts else None,
@@ -54,6 +52,16 @@ def tell(observe: Observe, call: CallRecord) -> None:
         logger.exception("an observer of the HTTP client failed")
 
 
+def _common(call: CallRecord) -> dict[str, Any]:
+    return {
+        "http_call": f"{os.getpid():x}-{call.number:x}",
+        "http_upstream": call.upstream,
+        "http_method": call.method,
+        "http_url": call.url,
+    }
+
+
 def _log(level: int, event: str, fields: dict[str, Any], detail: str) -> None:
     text = ": ".join(filter(None, (fields["http_outcome"], detail)))
-    logger.log(level, "%s %s %s: %s", event, fields["http_method"], fields["http_url"], text, extra=fields)
+    template = f"{event} %s %s: %s"  # so that lines about the same thing can be told by their template
+    logger.log(level, template, fields["http_method"], fields["http_url"], text, extra=fields)

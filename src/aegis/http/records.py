@@ -69,6 +69,7 @@ class CallRecord:
     attempts: tuple[Attempt, ...]
     elapsed_s: float
     error: str = ""  #: the name of the error's class, where one was raised
+    number: int = 0  #: of the call within this process
 
 
 #: Called with every call that ended, in the task that made it; what it raises is logged and goes no further.
