@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,7 @@ from aegis.embedded import EmbeddedPostgres, EmbeddedValkey
 from aegis.errors import ClosedError
 from aegis.http import HttpClient
 from aegis.redis import Cache, PubSub, RateLimiter, Redis
+from aegis.telemetry import Vitals
 
 logger = logging.getLogger("aegis.runtime")
 
@@ -32,6 +34,9 @@ class Runtime:
     `async with Runtime(Config.load()) as rt:` gives `rt.redis rt.limiter rt.cache rt.bus rt.db rt.http`. What cannot be
     opened raises its own error (`RedisUnavailableError`, `DatabaseUnavailableError`, ...) after everything that was
     already open has been closed again. With `database=False` no PostgreSQL is needed, and `rt.db` raises `ClosedError`.
+
+    `vitals` is a name under which this process tells the dashboard what it is doing: who waits for which limit, what
+    the cache served, how requests ended. Without one it tells nothing.
     """
 
     redis: Redis
@@ -40,8 +45,16 @@ class Runtime:
     bus: PubSub
     http: HttpClient
 
-    def __init__(self, config: Config | None = None, *, topic: str = "quotes", database: bool = True) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        topic: str = "quotes",
+        database: bool = True,
+        vitals: str | None = None,
+    ) -> None:
         self.config = config if config is not None else Config.load()
+        self._vitals = vitals
         self.topic = topic
         self._with_database = database
         self._db: Database | None = None
@@ -65,6 +78,8 @@ class Runtime:
             if self._with_database:
                 self._db = await stack.enter_async_context(Database(config.database))
             self.http = await stack.enter_async_context(HttpClient(config.http))
+            if self._vitals is not None:
+                await stack.enter_async_context(self._told_as(self._vitals))
             self._stack = stack.pop_all()
         self._log_opened()
         return self
@@ -74,6 +89,18 @@ class Runtime:
     ) -> None:
         self._db = None
         await self._stack.aclose()
+
+    def _told_as(self, name: str) -> Vitals:
+        stats: dict[str, Callable[[], object]] = {
+            "redis": self.redis.stats,
+            "limiter": self.limiter.stats,
+            "cache": self.cache.stats,
+            "bus": self.bus.stats,
+            "http": self.http.stats,
+        }
+        if self._db is not None:
+            stats["db"] = self._db.stats
+        return Vitals(self.redis, self.config.key_prefix, name, stats)
 
     def _log_opened(self) -> None:
         """One line: which configuration this process runs with. Equal fingerprints mean equal configurations."""

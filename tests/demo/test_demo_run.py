@@ -143,7 +143,8 @@ def test_dashboard_and_metrics_show_the_run():
             if " s of 30" in line:
                 break
         shown = json.loads(urllib.request.urlopen(f"{page}state.json", timeout=5).read())
-        assert shown["upstreams"]["kis"]["requests"] > 0
+        assert shown["run"]["upstreams"]["kis"]["requests"] > 0
+        assert {f"process:collector {index}" for index in range(4)} <= shown.keys()
         assert "<title>aegis</title>" in urllib.request.urlopen(page, timeout=5).read().decode()
         scraped = urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=5).read().decode()
         assert re.search(r'aegis_upstream_requests_total\{upstream="kis"\} [1-9]', scraped)

@@ -14,8 +14,9 @@ from aegis.errors import CircuitOpenError, HttpError, RejectedError, ThrottledEr
 from aegis.redis import Rate, RateLimit
 from aegis.upstream import DartClient
 from aegis.upstream import dart as dart_module
-from aegis.upstream.simulator import Rules
+from aegis.upstream.simulator import Market, Rules, Simulator
 from aegis.upstream.simulator.dart import corp_code
+from aegis.upstream.simulator.market import Bar
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 WIDE = RateLimit("dart-wide", Rate(100_000, per=60))
@@ -55,6 +56,27 @@ async def test_all_pages_of_a_long_period_are_read_once(world, dart):
         await dart.disclosures(first, last, page=1)
 
 
+async def test_periods_join_without_a_seam(world):
+    """Every day of a year is asked for once, whatever the parts; a row that comes twice is given once."""
+    last = date(2026, 2, 20)
+    bars = tuple(Bar(last - timedelta(days=back), 1, 1, 1, 1, 1, 1) for back in range(400))
+    codes = [f"{number:06}" for number in range(5)]
+    market = Market(dict.fromkeys(codes, "회사"), dict.fromkeys(codes, bars))
+    async with Simulator(market, Rules(dart_per_minute=1000)) as simulator:
+        config = DartConfig(api_key=KEY, base_url=simulator.url)
+        dart = DartClient(world.http, world.limiter, world.cache, config, WIDE)
+        found = await dart.disclosures(last - timedelta(days=365), last)
+        assert [item.rcept_dt for item in found] == [last - timedelta(days=back) for back in range(366)]
+
+        pages = [(found[:2], 2), (found[1:3], 2)]
+
+        async def shifted(first, last, corp_code, page):
+            return pages[page - 1]
+
+        dart._page = shifted
+        assert await dart.disclosures(last, last) == found[:3]
+
+
 async def test_one_company(world, dart):
     """By its number: its disclosures, over any period at once, and its particulars; an unknown one is None and []."""
     number = corp_code("005930")
@@ -75,6 +97,7 @@ async def test_the_list_of_companies_is_loaded_once_a_day_for_all(world, dart):
     assert len(codes) > len(listed)
     assert await client(await world.sibling()).corp_codes() == codes
     assert world.simulator.report()["dart"]["requests"] == 1
+    assert 80_000 < (await world.cache.inspect(dart._corp_codes_name)).expires_in_s <= 86_400
 
 
 async def test_an_error_where_a_zip_was_asked_for_is_an_error_and_is_not_cached(world, dart):

@@ -65,6 +65,22 @@ async def test_an_upstream_that_ignores_the_period_does_not_catch_us_in_a_loop(w
     monkeypatch.setattr(kis_module.KisClient, "_chart_page", same_page)
     bars = await world.kis().daily_chart("005930", date(2000, 1, 1), LAST)
     assert (len(bars), calls) == (100, 2)
+    asked_for = [LAST - timedelta(days=3), LAST - timedelta(days=1)]
+    assert len(await world.kis().daily_chart("005930", *asked_for)) == 3
+
+
+@pytest.mark.parametrize(("adjusted", "code"), [(True, "0"), (False, "1")])
+async def test_prices_are_asked_for_as_adjusted_or_as_they_were(world, monkeypatch, adjusted, code):
+    """KIS's own code for it: 0 is adjusted for splits."""
+    asked = []
+
+    async def noted(self, *args, params, **options):
+        asked.append(params)
+        return Response(200, {}, b'{"output2": [{}]}')
+
+    monkeypatch.setattr(kis_module.KisClient, "request", noted)
+    assert await world.kis().daily_chart("005930", LAST, LAST, adjusted=adjusted) == []
+    assert [params["FID_ORG_ADJ_PRC"] for params in asked] == [code]
 
 
 def test_a_price_is_read_field_by_field():

@@ -124,6 +124,24 @@ async def test_paper_and_real_have_tokens_of_their_own(world):
     assert APP_KEY not in real
 
 
+async def test_a_token_is_shared_until_its_end(world):
+    """Not shorter, so that nobody issues without need; not longer, so that nobody uses a dead one."""
+    client = world.kis()
+    await client.token()
+    entry = await world.cache.inspect(client._token._name)
+    assert 86_400 - 60 - 30 < entry.expires_in_s <= 86_400 - 60
+
+
+async def test_an_issue_that_fails_is_not_repeated_within_the_interval(world):
+    """A blank 500 may have been an issue: knocking again at once would be the EGW00133 of everybody."""
+    world.simulator.fail("blank-500", service="kis", path="tokenP", times=1)
+    began = time.monotonic()
+    assert await world.kis().token()
+    assert time.monotonic() - began >= world.simulator.rules.token_interval_s
+    report = world.simulator.report()
+    assert (report["tokens_issued"], report["tokens_refused"]) == (1, 0)
+
+
 def test_the_end_of_a_token_is_korean_time():
     """Nine hours east of Greenwich, a minute early; `expires_in` is not looked at, since it is known to be wrong."""
     token = token_module._token(token_module._Issued("t", "2026-04-21 08:59:59"))

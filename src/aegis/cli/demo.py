@@ -16,7 +16,7 @@ from aegis.dashboard import Dashboard
 from aegis.demo.orchestrate import Options, Progress
 from aegis.demo.orchestrate import run as run_demo
 from aegis.demo.report import Report, as_table
-from aegis.demo.show import ProgressShown, as_data, as_samples
+from aegis.demo.show import ProgressShown, as_samples
 from aegis.telemetry import MetricsServer
 from aegis.upstream.simulator import check_replay
 
@@ -70,13 +70,14 @@ async def _shown(name: str, options: Options, config: Config, port: int) -> Repo
     """One run of the demo with everything that shows it: progress, dashboard, metrics."""
     newest: list[Progress] = []
     async with contextlib.AsyncExitStack() as stack:
-        page = await stack.enter_async_context(Dashboard(lambda: as_data(newest), port))
+        page = await stack.enter_async_context(Dashboard(port))
         if config.metrics.enabled:
             stack.enter_context(MetricsServer(lambda: as_samples(newest), config.metrics.port))
         shown = stack.enter_context(ProgressShown(f"{name}, to be seen on {page.url}"))
 
-        def on_progress(progress: Progress) -> None:
+        async def on_progress(progress: Progress) -> None:
             newest[:] = [progress]
+            await page.tell("run", progress)
             shown.update(progress)
 
-        return await run_demo(options, on_progress)
+        return await run_demo(options, on_progress, alongside=page.live)

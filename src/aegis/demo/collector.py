@@ -61,6 +61,7 @@ class Quote(msgspec.Struct, frozen=True):
     volume: int
     source: str
     observed_at: datetime
+    name: str = ""  #: as the company is listed, where that is known
 
 
 class Counts(msgspec.Struct):
@@ -87,12 +88,16 @@ class Collector:
         self._dart = DartClient(rt.http, limiter, self.cache, rt.config.dart)
         self._naver = NaverClient(rt.http, limiter, self.cache, rt.config.naver)
         self._quotes: dict[str, Quote] = {}
+        self._names: dict[str, str] = {}
         rate = KIS_RATE_LIMIT.rates[0]
         self._price_ttl_s = _PRICE_TTL_WALKS * len(assignment.codes) * rate.per / rate.limit
         self.counts = Counts()
 
     async def run(self) -> None:
         """Work until told to stop; the first error of any loop ends all of them."""
+        with self._going_on():  # one request for the whole fleet: the list of companies is cached for a day
+            codes = await self._dart.corp_codes()
+            self._names = {each.stock_code: each.corp_name for each in codes if each.stock_code}
         async with asyncio.TaskGroup() as tasks:
             for task in range(_PRICE_TASKS):
                 tasks.create_task(self._prices(self._walk(task)))
@@ -130,7 +135,9 @@ class Collector:
         if loaded:
             self.counts.prices += 1
             now = datetime.now(UTC)
-            await self._publish(Quote(code, price.price, price.change, price.volume, "kis", now))
+            await self._publish(
+                Quote(code, price.price, price.change, price.volume, "kis", now, self._names.get(code, ""))
+            )
         else:
             await asyncio.sleep(0)  # a hit costs nothing, not even a turn of the loop; let the others have one
 
@@ -178,7 +185,7 @@ class Collector:
 
     async def _flush(self) -> None:
         quotes, self._quotes = self._quotes, {}
-        await self._upsert("quotes", [msgspec.structs.asdict(quote) for quote in quotes.values()], key=("code",))
+        await self._upsert("quotes", [_quote_row(quote) for quote in quotes.values()], key=("code",))
 
     async def _upsert(self, table: str, rows: Sequence[dict[str, object]], key: tuple[str, ...]) -> None:
         if not rows:
@@ -198,8 +205,14 @@ def _bar_row(code: str, bar: DailyBar) -> dict[str, object]:
     return {"code": code, **msgspec.structs.asdict(bar)}
 
 
+def _quote_row(quote: Quote) -> dict[str, object]:
+    row = msgspec.structs.asdict(quote)
+    del row["name"]  # the table of companies is another one
+    return row
+
+
 def _naver_row(quote: NaverQuote) -> Quote:
-    return Quote(quote.code, quote.price, quote.change, quote.volume, "naver", datetime.now(UTC))
+    return Quote(quote.code, quote.price, quote.change, quote.volume, "naver", datetime.now(UTC), quote.name)
 
 
 def _disclosure_row(item: Disclosure) -> dict[str, object]:
@@ -211,7 +224,7 @@ async def collect(parent: Parent) -> None:
     assignment = msgspec.json.decode(sys.argv[1], type=Assignment)
     config = Config.load(env_file=None)
     configure_logging(config.log, process=config.process, secrets=secrets_of(config))
-    async with Runtime(config) as rt:
+    async with Runtime(config, vitals=f"collector {assignment.index}") as rt:
         collector = Collector(rt, assignment, parent.stopping)
         parent.tell("ready")
 

@@ -13,8 +13,8 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import aiohttp
 import msgspec
 from pydantic import SecretStr
 
-from aegis.config import DatabaseConfig, child_environ
+from aegis.config import Config, DatabaseConfig, child_environ
 from aegis.database import MIGRATIONS, Database
 from aegis.demo.report import CacheUse, Report, Upstream
 from aegis.embedded import EmbeddedPostgres, EmbeddedValkey
@@ -66,7 +66,13 @@ class Progress:
     rows_upserted: int
 
 
-async def run(options: Options, on_progress: Callable[[Progress], None]) -> Report:
+#: Entered with the configuration of the servers once they run, and left before they end.
+Alongside = Callable[[Config], AbstractAsyncContextManager[object]]
+
+
+async def run(
+    options: Options, on_progress: Callable[[Progress], Awaitable[None]], alongside: Alongside = contextlib.nullcontext
+) -> Report:
     """
     The whole job once.
 
@@ -86,7 +92,9 @@ async def run(options: Options, on_progress: Callable[[Progress], None]) -> Repo
             await db.migrate(MIGRATIONS)
             simulator = await stack.enter_async_context(_simulator(options, Path(logs)))
             urls = {"REDIS_URL": valkey.url, "DATABASE_URL": postgres.url}
-            return await _Run(options, urls, db, simulator, Path(logs)).run(on_progress)
+            job = _Run(options, urls, db, simulator, Path(logs))
+            await stack.enter_async_context(alongside(Config.load(job.settings_of("dashboard"), env_file=None)))
+            return await job.run(on_progress)
 
 
 class Child:
@@ -211,11 +219,11 @@ class _Run:
         self._subscriber: Child | None = None
         self._collectors: list[Child] = []
 
-    async def run(self, on_progress: Callable[[Progress], None]) -> Report:
+    async def run(self, on_progress: Callable[[Progress], Awaitable[None]]) -> Report:
         """Subscriber, collectors, the time that was asked for, and the end in order."""
         async with contextlib.AsyncExitStack() as stack, aiohttp.ClientSession() as http:
             self._subscriber = await stack.enter_async_context(
-                _child("subscriber", "aegis.demo.subscriber", (), self._settings_of("subscriber"), self._logs)
+                _child("subscriber", "aegis.demo.subscriber", (), self.settings_of("subscriber"), self._logs)
             )
             await self._subscriber.wait_for("ready", _READY_TIMEOUT_S)
             for index in range(self._options.processes):
@@ -223,7 +231,7 @@ class _Run:
                     f"collector {index}",
                     "aegis.demo.collector",
                     (self._assignment(index),),
-                    self._settings_of(f"collector-{index}"),
+                    self.settings_of(f"collector-{index}"),
                     self._logs,
                 )
                 self._collectors.append(await stack.enter_async_context(child))
@@ -239,7 +247,8 @@ class _Run:
             await self._stop_subscriber()
             return await self._report(end, await self._seen(http), time.monotonic() - started)
 
-    def _settings_of(self, name: str) -> dict[str, str]:
+    def settings_of(self, name: str) -> dict[str, str]:
+        """The variables of one process."""
         return {**self._settings, "AEGIS_PREFIX": "demo", "REDIS_CLIENT_NAME": f"aegis-demo-{name}"}
 
     def _assignment(self, index: int) -> str:
@@ -259,7 +268,7 @@ class _Run:
             await asyncio.sleep(0.02)
 
     async def _watch(
-        self, http: aiohttp.ClientSession, started: float, on_progress: Callable[[Progress], None]
+        self, http: aiohttp.ClientSession, started: float, on_progress: Callable[[Progress], Awaitable[None]]
     ) -> Mapping[str, Any]:
         """Let the time pass; returns what the simulator saw after the first second."""
         await asyncio.sleep(_START_UP_S)
@@ -271,7 +280,7 @@ class _Run:
             for child in (self._simulator, self._subscriber, *self._collectors):
                 assert child is not None
                 child.check()
-            on_progress(self._progress(time.monotonic() - started, seen))
+            await on_progress(self._progress(time.monotonic() - started, seen))
         return seen
 
     async def _seen(self, http: aiohttp.ClientSession, since: float = 0.0) -> Mapping[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
@@ -27,12 +26,6 @@ def as_line(progress: Progress) -> str:
     )
     ticks = f"ticks {progress.ticks_received}/{progress.ticks_published}, gaps {progress.gaps}"
     return f"{upstreams}  {ticks}  rows {progress.rows_upserted}  tokens {progress.tokens_issued}"
-
-
-def as_data(newest: Sequence[Progress]) -> dict[str, Any]:
-    """The newest progress as plain data, for the dashboard; empty before the first."""
-    data: dict[str, Any] = msgspec.to_builtins(newest[-1]) if newest else {}
-    return data
 
 
 def as_samples(newest: Sequence[Progress]) -> Iterator[Sample]:
