@@ -82,7 +82,7 @@ class Worker:
 
 class Fleet:
     def __init__(self, url: str, **options: Any) -> None:
-        self._url, self._options = url, options
+        self._url, self._options = url, {"patience_s": 5.0, **options}  # a busy machine is no outage
         self._workers: list[Worker] = []
 
     def __enter__(self) -> Self:

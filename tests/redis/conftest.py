@@ -1,4 +1,4 @@
-"""Clusters for the tests of this room: a client of the shared one, and a single node that knows the slots."""
+"""What the tests of this room have in common: clusters, and patience on a busy machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import pytest
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedCluster, EmbeddedValkey
-from aegis.redis import Redis
+from aegis.redis import Cache, Redis
+
+
+@pytest.fixture(autouse=True)
+def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no outage is meant, a machine that is busy with other tests shall not look like one to a cache."""
+    if request.module.__name__ != "test_cache_outage":
+        monkeypatch.setitem(Cache.__init__.__kwdefaults__, "patience_s", 5.0)
 
 
 @pytest.fixture(scope="session")

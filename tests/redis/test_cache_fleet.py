@@ -8,7 +8,9 @@ import time
 
 from cache_fleet import Fleet
 
+from aegis.config import RedisConfig
 from aegis.redis import Cache
+from aegis.testing import FaultProxy
 
 CROWD = """
 async def job(cache, redis, say, told):
@@ -141,6 +143,53 @@ async def test_waiting_is_woken_and_does_not_poll(redis, valkey_server):
         leader.tell("first")
         assert await waiting == "first"
         assert time.monotonic() - told_at < 0.25
+
+
+async def test_a_load_that_is_given_up_goes_to_who_waits(redis, valkey_server):
+    """The only caller of the leading process is cancelled: a waiting process loads at once, not when the lease ends."""
+    job = """
+    async def job(cache, redis, say, told):
+        async def load():
+            say("loading")
+            await asyncio.Event().wait()
+        caller = asyncio.create_task(cache.get_or_set("k", load))
+        await told()
+        caller.cancel()
+        await told()
+    """
+    cache = Cache(redis, lease_s=10.0)
+    with Fleet(valkey_server.url, lease_s=10.0) as fleet:
+        leader = fleet.start(job)
+        assert await leader.said() == "loading"
+        waiting = asyncio.create_task(cache.get_or_set("k", lambda: "second", str))
+        while not cache.stats().waited or not cache.stats().local_trusted:
+            await asyncio.sleep(0.001)
+        leader.tell()
+        async with asyncio.timeout(5):
+            assert await waiting == "second"
+
+
+async def test_a_lost_announcement_costs_no_lease(redis, valkey_server):
+    """The link that brings announcements goes deaf while we wait: that is noticed, and the value is found."""
+    async with FaultProxy(f"127.0.0.1:{valkey_server.port}") as proxy:
+        cache = Cache(redis, lease_s=10.0)
+        start = cache._core.tether.start
+        cache._core.tether.start = lambda: None
+        config, redis.config = redis.config, RedisConfig(url=proxy.url)  # only the feed takes the way of the proxy
+        start()
+        redis.config = config
+        with Fleet(valkey_server.url, lease_s=10.0) as fleet:
+            leader = fleet.start(LEADER)
+            assert await leader.said() == "loading"
+            waiting = asyncio.create_task(cache.get_or_set("k", lambda: "second", str))
+            while not cache.stats().waited or not cache.stats().local_trusted:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.3)  # those who asked before the feed was up have asked again
+            proxy.freeze()
+            leader.tell("first")
+            assert await leader.said() == "first"
+            async with asyncio.timeout(5):
+                assert await waiting == "first"
 
 
 async def test_a_delete_elsewhere_during_a_load_wins(redis, valkey_server):

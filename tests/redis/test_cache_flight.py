@@ -101,6 +101,61 @@ async def test_errors_are_everybodys_own(redis):
     assert all("load" in [frame.name for frame in traceback.extract_tb(error.__traceback__)] for error in errors)
 
 
+class CodeError(Exception):
+    """Takes other arguments than it keeps."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(f"the upstream says {code}")
+        self.code = code
+
+
+class TwoArgumentsError(Exception):
+    """Cannot be made from what it keeps."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{code}: {text}")
+        self.code = code
+
+
+@pytest.mark.parametrize(
+    "error",
+    [CodeError("EGW00201"), TwoArgumentsError("EGW00201", "too fast"), OSError(5, "io"), UnicodeError("u")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_errors_of_any_class_are_copied(redis, error):
+    """Also those whose constructor cannot be called again: the same text, the same attributes, one object each."""
+    cache, gate = Cache(redis), Gate(error)
+    await cache.get("warm")
+    while not cache.stats().local_trusted:  # with its link up, the process remembers errors by itself
+        await asyncio.sleep(0.001)
+    callers = [asyncio.create_task(cache.get_or_set("k", gate.load, int)) for _ in range(3)]
+    await gate.began.wait()
+    gate.open.set()
+    errors = [*await asyncio.gather(*callers, return_exceptions=True)]
+    with pytest.raises(type(error)) as caught:
+        await cache.get_or_set("k", gate.load, int)
+    errors.append(caught.value)
+    assert {(type(each), str(each), getattr(each, "code", ""), getattr(each, "errno", 0)) for each in errors} == {
+        (type(error), str(error), getattr(error, "code", ""), getattr(error, "errno", 0))
+    }
+    assert len({id(each) for each in (*errors, error)}) == 5
+
+
+async def test_closing_before_a_load_began_leaves_nobody_waiting(valkey_server):
+    """A load that is cancelled before its first step has an outcome, too."""
+    async with Redis(RedisConfig(url=valkey_server.url)) as redis:
+        cache, gate = Cache(redis), Gate()
+        await cache.get("warm")
+        callers = [asyncio.create_task(cache.get_or_set("k", gate.load, int)) for _ in range(3)]
+        many = asyncio.create_task(cache.get_or_set_many(["a", "b"], lambda _: {}, int))
+        while not cache._core.loads.flights:
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(redis.close())
+        outcomes = await asyncio.wait_for(asyncio.gather(*callers, many, return_exceptions=True), 5)
+        await closing
+    assert {type(each) for each in outcomes} <= {ClosedError}
+
+
 async def test_an_error_keeps_the_next_second_quiet(redis):
     """For `error_ttl_s` nobody loads again, in no cache of the fleet; then somebody does."""
     cache, other, calls = Cache(redis), Cache(redis), 0

@@ -33,11 +33,12 @@ class Flight:
         self.key, self.codec, self.tags, self.background = key, codec, tags, background
         self._on_end = on_end
         self._waiting: set[asyncio.Future[Any]] = set()
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Callable[[], Any]] | None = None
 
-    def start(self, run: Coroutine[Any, Any, Callable[[], Any]]) -> asyncio.Task[None]:
-        """Take off: the outcome of `run` is everybody's."""
-        self.task = asyncio.create_task(self._fly(run), name=f"aegis cache load {self.key}")
+    def start(self, run: Coroutine[Any, Any, Callable[[], Any]]) -> asyncio.Task[Callable[[], Any]]:
+        """Take off: the outcome of `run` is everybody's, also that of one that is cancelled before its first step."""
+        self.task = asyncio.create_task(run, name=f"aegis cache load {self.key}")
+        self.task.add_done_callback(self._land)
         return self.task
 
     async def wait(self) -> Any:
@@ -54,37 +55,46 @@ class Flight:
                 self._on_end(self)  # from here on nobody may board: it is being cancelled
                 self.task.cancel()
 
-    async def _fly(self, run: Coroutine[Any, Any, Callable[[], Any]]) -> None:
-        try:
-            copy_of_value = await run
-        except asyncio.CancelledError:  # by the last caller who left, or because the cache is closed
-            self._land(lambda future: future.set_exception(ClosedError("Cache")))
-            raise
-        except Exception as exc:  # noqa: BLE001 - whatever the loader raises belongs to its callers
-            error = exc  # the name of an except clause ends with it
-            self._land(lambda future: future.set_exception(fresh(error)))
-        else:
-            self._land(lambda future: future.set_result(copy_of_value()))
-
-    def _land(self, tell: Callable[[asyncio.Future[Any]], None]) -> None:
+    def _land(self, task: asyncio.Task[Callable[[], Any]]) -> None:
         self._on_end(self)
+        error = (
+            ClosedError("Cache") if task.cancelled() else task.exception()
+        )  # cancelled: nobody waits, or it is closed
         for future in self._waiting:
-            if not future.done():
-                tell(future)
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(task.result()())
+            else:
+                future.set_exception(fresh(error) if isinstance(error, Exception) else error)
 
 
 def fresh(exc: Exception) -> Exception:
-    """
-    A copy of an error to be raised once more; it starts from the traceback of the original and does not grow it.
-
-    Some exceptions cannot be copied (their constructor takes other arguments than it keeps); those are shared.
-    """
-    try:
-        twin = copy.copy(exc)
-    except Exception:  # noqa: BLE001 - whatever a foreign constructor raises, we have the original
-        return exc
-    if type(twin) is not type(exc):
-        return exc
+    """A copy of an error to be raised once more; it starts from the traceback of the original and does not grow it."""
+    twin = _twin(exc)
     twin.__cause__, twin.__context__ = exc.__cause__, exc.__context__
     twin.__suppress_context__ = exc.__suppress_context__
     return twin.with_traceback(exc.__traceback__)
+
+
+def _twin(exc: Exception) -> Exception:
+    """
+    Another one that reads the same.
+
+    A constructor that takes other arguments than it keeps makes `copy` fail, or format its text twice; then the class
+    is left out and only what the exception holds is copied. What cannot be copied at all is shared.
+    """
+    for make in (copy.copy, _without_constructor):
+        try:
+            twin = make(exc)
+            if type(twin) is type(exc) and twin.args == exc.args and str(twin) == str(exc):
+                return twin
+        except Exception:  # noqa: BLE001, S112 - whatever a foreign class raises, there is another way
+            continue
+    return exc
+
+
+def _without_constructor(exc: Exception) -> Exception:
+    twin = type(exc).__new__(type(exc), *exc.args)
+    twin.__dict__.update(exc.__dict__)
+    return twin

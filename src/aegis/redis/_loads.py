@@ -105,6 +105,7 @@ class Loads:
         task = flight.start(self._fly(flight, plan, seen))
         self._aloft.add(task)
         task.add_done_callback(self._aloft.discard)
+        task.add_done_callback(lambda _: self._decided(plan, key, mine=False))
         return flight
 
     def _landed(self, flight: Flight) -> None:
@@ -158,7 +159,6 @@ class Loads:
                 self._complain(key, exc)
             raise
         finally:
-            self._decided(plan, key, mine=False)
             events.discard(event)
             if not events and self._events.get(key) is events:
                 del self._events[key]

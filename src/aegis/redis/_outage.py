@@ -37,6 +37,7 @@ class Outage:
         self.on_up: Callable[[], None] = _nothing
         self._what, self._address, self._ask = what, address, ask
         self._probe: asyncio.Task[None] | None = None
+        self._closed = False
         self._refusal: ServerReplyError | None = None
         self._cause: RedisError | None = None
 
@@ -50,7 +51,7 @@ class Outage:
             if self._refusal is None or self._refusal.code != exc.code:
                 self._refusal = exc
                 log.warning("%s: the server refuses, going on without: %s", self._what, exc)
-        elif self.up:
+        elif self.up and not self._closed:
             self.up = False
             log.warning("%s: going on without Redis: %s", self._what, exc)
             self._probe = asyncio.create_task(self._ask_until_it_answers(), name="aegis cache probe")
@@ -69,7 +70,8 @@ class Outage:
         return RedisUnavailableError(self._address, f"not asked, because it did not answer: {self._cause}")
 
     async def close(self) -> None:
-        """End the probe."""
+        """End the probe. From here on every question is asked, and told that Redis is closed."""
+        self._closed = self.up = True
         task, self._probe = self._probe, None
         if task is not None:
             task.cancel()
