@@ -132,6 +132,19 @@ async def test_half_open_connections_are_replaced_unnoticed(proxy):
         assert db.stats().lost == 3
 
 
+async def test_a_connection_that_answers_after_idleness_is_kept(postgres_server):
+    """The question asked after a second of idleness costs one round trip, not the connection."""
+    async with Database(DatabaseConfig(url=postgres_server.url, min_conns=2, max_conns=2)) as db:
+        await until(lambda: db.stats().idle == 2)
+        before = {lease.conn.get_server_pid() for lease in db._pool._idle}
+        for lease in db._pool._idle:
+            lease.idle_since -= 60.0
+        async with asyncio.TaskGroup() as tasks:
+            found = [tasks.create_task(db.fetch_value("select pg_backend_pid() from pg_sleep(0.05)")) for _ in range(2)]
+        assert {task.result() for task in found} == before
+        assert (db.stats().lost, db.stats().opened) == (0, 2)
+
+
 async def test_killed_idle_connections_are_replaced_unnoticed(postgres_server):
     """All idle connections die; callers never see one."""
     async with (

@@ -51,7 +51,7 @@ class Driver(Protocol):
         """Open one, or raise DatabaseUnavailableError."""
 
     async def ping(self, conn: Conn) -> None:
-        """One empty round trip."""
+        """One round trip."""
 
     async def reset(self, conn: Conn) -> None:
         """Remove what a borrower left behind in the session."""
@@ -145,8 +145,8 @@ class AsyncpgDriver:
         )
 
     async def ping(self, conn: Conn) -> None:
-        """An empty query; the caller bounds it."""
-        await conn.execute("")
+        """Ask for the smallest result (the driver raises on the answer to an empty query); the caller bounds it."""
+        await conn.execute("select 1")
 
     async def reset(self, conn: Conn) -> None:
         """Listeners, settings, locks, temporary tables and cursors of a borrower end here."""
