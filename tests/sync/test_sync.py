@@ -12,7 +12,9 @@ import sys
 import threading
 import time
 import typing
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import pytest
@@ -179,6 +181,19 @@ def test_cached_decorates_plain_functions(redis):
     assert chart.forget("005930") is True
     chart("005930")
     assert len(calls) == 2
+
+
+def test_limited_decorates_plain_functions_and_leaves_their_arguments_alone(redis):
+    """A callback of the user's stays what it is, a blocking object stays blocking, by position and by name."""
+    limiter = sync.RateLimiter(redis)
+
+    @limiter.limited(LIMIT)
+    def call(client: sync.Redis, back: Callable[[int], Any], *, other: sync.Redis) -> Any:
+        assert client is other is redis
+        return back(int(client.execute("INCR", "n")))
+
+    assert call(redis, lambda number: number + 1, other=redis) == 2
+    assert limiter.peek(LIMIT).used == 1
 
 
 def test_rows_transactions_and_their_errors(database):

@@ -20,7 +20,7 @@ import inspect
 import types
 import typing
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any, Self
 
 from aegis.errors import ClosedError
@@ -215,10 +215,11 @@ def blocking(value: Any) -> Any:
 
 def _function(function: Any) -> Any:
     """A function that came out of an async object (what a decorator gave, what takes a callback back)."""
+    declared = None if hasattr(function, "__wrapped__") else function  # the parameters of a user's function are theirs
 
     @functools.wraps(function)
     def through(*args: Any, **kwargs: Any) -> Any:
-        return _called(_bound(function, function, args, kwargs))
+        return _called(_bound(function, declared, args, kwargs))
 
     for name, value in vars(function).items():
         setattr(through, name, blocking(value))
@@ -227,7 +228,7 @@ def _function(function: Any) -> Any:
 
 def _bound(call: Callable[..., Any], declared: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
     """`call` with its arguments translated, as `declared` says what they are."""
-    if any(callable(value) for value in (*args, *kwargs.values())):
+    if declared is not None and any(callable(value) for value in (*args, *kwargs.values())):
         names = _awaited_parameters(declared)
         positions = _positions(declared)
         args = tuple(
@@ -270,7 +271,7 @@ def _awaits(hint: Any) -> bool:
     possible = (
         typing.get_args(returned) if typing.get_origin(returned) in {typing.Union, types.UnionType} else [returned]
     )
-    return any(arm is Any or typing.get_origin(arm) is Awaitable for arm in possible)
+    return any(arm is Any or typing.get_origin(arm) in {Awaitable, Coroutine} for arm in possible)
 
 
 def _awaitable(function: Any) -> Any:
@@ -280,6 +281,7 @@ def _awaitable(function: Any) -> Any:
 
     @functools.wraps(function)
     async def in_thread(*args: Any, **kwargs: Any) -> Any:
-        return await asyncio.to_thread(function, *map(blocking, args), **kwargs)
+        named = {name: blocking(value) for name, value in kwargs.items()}
+        return await asyncio.to_thread(function, *map(blocking, args), **named)
 
     return in_thread

@@ -141,7 +141,7 @@ class _Stub:
         if isinstance(value, type) and value in self.twins:
             return ast.Name(self.twins[value])
         alias = _alias(name, module)
-        if alias is not None and ("Awaitable" in ast.unparse(alias[0]) or "Async" in ast.unparse(alias[0])):
+        if alias is not None and any(word in ast.unparse(alias[0]) for word in ("Awaitable", "Coroutine", "Async")):
             return _Translate(self, alias[1]).visit(alias[0])  # type: ignore[no-any-return]
         home = _public(value, name) or _home(name, module)
         here = name
@@ -164,8 +164,9 @@ class _Translate(ast.NodeTransformer):
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         name = ast.unparse(node.value)
-        if name == "Awaitable":
-            return self.visit(node.slice)  # type: ignore[no-any-return]
+        if name in {"Awaitable", "Coroutine"}:  # what comes out when it has ended: the last of its arguments
+            last = node.slice.elts[-1] if isinstance(node.slice, ast.Tuple) else node.slice
+            return self.visit(last)  # type: ignore[no-any-return]
         if name == "Limiter":  # the protocol of what is awaited; ours is the one that there is
             return ast.Name("RateLimiter")
         if name == "Literal":
