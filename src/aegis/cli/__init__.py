@@ -31,10 +31,12 @@ from aegis.errors import AegisError, ConfigError
 #: Command to what it does; its module is `aegis.cli.NAME`. In the order in which `aegis --help` shows them.
 COMMANDS = {
     "demo": "Run the main job on this machine, and judge it.",
+    "up": "Start real servers, and print the variables that lead to them.",
     "doctor": "Look at everything aegis needs, and say what to do.",
     "config": "Check the configuration, show it, or list every variable.",
     "db": "Apply the migrations of a database, or show them.",
     "cache": "Look into the shared cache, and remove from it.",
+    "limits": "Show how every limit stands, live; changes nothing.",
     "sim": "Run the simulator of KIS, DART and Naver alone.",
 }
 

@@ -1,0 +1,126 @@
+"""`aegis up` and `aegis limits`: real servers with real commands on them, gone with whoever started them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from aegis.config import Config, child_environ
+from aegis.redis import RateLimiter
+from aegis.upstream import DART_RATE_LIMIT, NAVER_RATE_LIMIT
+
+AEGIS = (sys.executable, "-m", "aegis")
+SECRET = "zq-do-not-show"
+
+
+def aegis(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*AEGIS, *args], capture_output=True, text=True, timeout=55, check=False, env=child_environ(environ)
+    )
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    return done
+
+
+def test_a_command_runs_with_the_variables_and_its_exit_code_is_ours():
+    """What the user's shell says about other servers does not reach it."""
+    code = """
+import asyncio, sys
+from aegis import Config, Runtime
+async def main():
+    async with Runtime(Config.load(env_file=None)) as rt:
+        assert await rt.redis.execute("SET", "k", "v") == b"OK"
+        assert await rt.db.fetch_value("select 1") == 1
+asyncio.run(main())
+sys.exit(7)
+"""
+    done = aegis("up", "--", sys.executable, "-c", code, REDIS_URL="redis://127.0.0.1:1")
+    assert done.returncode == 7, done.stderr
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_variables_are_for_a_shell_and_servers_end_with_us(end):
+    """Every line can be pasted; nothing outlives the command, whatever ends it."""
+    with subprocess.Popen([*AEGIS, "up"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as up:
+        lines = [up.stdout.readline(), up.stdout.readline()]
+        variables = dict(shlex.split(line)[1].split("=", 1) for line in lines)
+        assert variables.keys() == {"REDIS_URL", "DATABASE_URL"}
+        Config.load(variables, None)
+        children = psutil.Process(up.pid).children(recursive=True)
+        assert len(children) >= 4  # two guardians, two servers
+        up.send_signal(end)
+        assert up.wait(30) == (-signal.SIGKILL if end is signal.SIGKILL else 130)
+    deadline = time.monotonic() + 20
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+        assert time.monotonic() < deadline, "a server outlived us"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
+def test_groups_of_servers(kind):
+    """Their URL is the one that the configuration reads."""
+    code = "from aegis import Config; print(Config.load(env_file=None).redis.url.get_secret_value())"
+    done = aegis("up", "--redis", kind, "--no-postgres", "--", sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"redis+{kind}://")
+
+
+async def test_limits_show_what_is_used_of_the_configured_key(redis, valkey_server):
+    """For the account of DART_API_KEY, which is not shown; held and free ones as well."""
+    limiter = RateLimiter(redis)
+    for _ in range(60):
+        await limiter.allow(DART_RATE_LIMIT, key=SECRET)
+    await limiter.hold(NAVER_RATE_LIMIT, 60)
+    environ = {"REDIS_URL": valkey_server.url, "DART_API_KEY": SECRET}
+    rows = {row["limit"]: row for row in json.loads(aegis("limits", "--json", **environ).stdout)}
+    assert rows["dart"]["used"] == 60
+    assert rows["dart"]["rates"] == [{"limit": 100, "per": 60}]
+    assert 0 < rows["naver"]["held_for"] <= 60
+    assert rows["kis"]["used"] == 0
+    shown = aegis("limits", "dart", "naver", **environ).stdout.splitlines()
+    assert len(shown) == 3
+    assert "████" in shown[1]
+    assert aegis("limits", "dart", "--key", "another", "--json", **environ).stdout.count('"used":0') == 1
+
+
+def test_limits_without_redis_and_with_a_wrong_name_are_one_clear_line():
+    """Exit codes 1 and 2."""
+    done = aegis("limits", "--env-file", os.devnull, REDIS_URL="redis://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "127.0.0.1:1" in done.stderr
+    done = aegis("limits", "kiss")
+    assert done.returncode == 2
+    assert "kis" in done.stderr
+
+
+def test_the_live_view_ends_with_ctrl_c(valkey_server):
+    """On a terminal it goes on; exit code 130, the cursor is shown again."""
+    leader, follower = os.openpty()
+    with subprocess.Popen(
+        [*AEGIS, "limits", "kis"],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env=child_environ({"REDIS_URL": valkey_server.url, "TERM": "xterm", "COLUMNS": "100"}),
+    ) as shown:
+        os.close(follower)
+        screen = b""
+        while screen.count(b"kis") < 3:  # drawn again and again
+            screen += os.read(leader, 4096)
+        shown.send_signal(signal.SIGINT)
+        try:
+            while chunk := os.read(leader, 4096):
+                screen += chunk
+        except OSError:  # the other side is closed
+            pass
+        assert shown.wait(20) == 130
+    os.close(leader)
+    assert b"\x1b[?25h" in screen
