@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import inspect
 
 import msgspec
@@ -75,6 +76,19 @@ async def test_different_arguments_never_share_a_key(redis):
     assert await pair("x:y", "z") == ["x:y", "z"]
     assert await pair("x", "y:z") == ["x", "y:z"]
     assert await pair("x%3Ay", "z") == ["x%3Ay", "z"]
+
+    class Pair:
+        def __init__(self, a: str, b: str) -> None:
+            self.a, self.b = a, b
+
+    @cache.cached(ttl=60, key="{pair.a}:{pair.b}:{at}")
+    async def of_pair(pair: Pair, at: dt.time) -> list[str]:
+        return [pair.a, pair.b, at.isoformat()]
+
+    nine = dt.time(9)
+    assert await of_pair(Pair("x:y", "z"), nine) == ["x:y", "z", "09:00:00"]
+    assert await of_pair(Pair("x", "y:z"), nine) == ["x", "y:z", "09:00:00"]
+    assert of_pair.key_of(Pair("x", "y"), nine) == "x:y:09%3A00%3A00"
     await one("KRX:005930")
     assert await cache.get("one:KRX:005930", str) == "KRX:005930"  # nothing to confuse: as written
 
@@ -86,6 +100,7 @@ async def test_different_arguments_never_share_a_key(redis):
         ("stock:{}", r"''"),
         ("stock:{code", r"is no template"),
         ("", r"is empty"),
+        ("{code:>{width}}", r"within a field's format"),
         ("{other.code}", r"'other.code'"),
     ],
 )

@@ -2,7 +2,7 @@
 The decorator: a function's result under a key made from its arguments.
 
 The template is checked when the function is decorated, not when it is first called. With two or more fields, `:` and
-`%` in text arguments are escaped: `{a}:{b}` must not give ("x:y", "z") and ("x", "y:z") the same key.
+`%` in what is filled in are escaped: `{a}:{b}` must not give ("x:y", "z") and ("x", "y:z") the same key.
 """
 
 from __future__ import annotations
@@ -20,23 +20,27 @@ from aegis.redis._core import Wish
 T = TypeVar("T")
 P = ParamSpec("P")
 
+_formatter = string.Formatter()
+
 
 class KeyTemplate:
     """A key such as `chart:{code}:{days}`, filled in from a call's arguments."""
 
     def __init__(self, template: str, function: Callable[..., Any]) -> None:
         name = getattr(function, "__qualname__", repr(function))
-        self._template, self._signature = template, inspect.signature(function)
+        self._signature = inspect.signature(function)
         try:
-            parsed = list(string.Formatter().parse(template))
+            self._parts = [(text, field, spec or "", how) for text, field, spec, how in _formatter.parse(template)]
         except ValueError as exc:
             raise ValueError(f"key={template!r} of {name} is no template: {exc}") from None
-        fields = [field for _, field, _, _ in parsed if field is not None]
+        fields = [field for _, field, _, _ in self._parts if field is not None]
         for field in fields:
             root = field.replace("[", ".").partition(".")[0]
             if root not in self._signature.parameters:
                 known = ", ".join(self._signature.parameters) or "none"
                 raise ValueError(f"key={template!r} of {name} names {field!r}; its parameters are: {known}")
+        if any("{" in spec for _, _, spec, _ in self._parts):
+            raise ValueError(f"key={template!r} of {name} has a field within a field's format")
         if not template:
             raise ValueError(f"key={template!r} of {name} is empty")
         self._escape = len(fields) > 1
@@ -45,14 +49,14 @@ class KeyTemplate:
         """The key of a call with these arguments."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        arguments = bound.arguments
-        if self._escape:
-            arguments = {name: _escaped(value) if type(value) is str else value for name, value in arguments.items()}
-        return self._template.format(**arguments)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%25").replace(":", "%3A")
+        parts = []
+        for text, field, spec, how in self._parts:
+            parts.append(text)
+            if field is not None:
+                value, _ = _formatter.get_field(field, (), bound.arguments)
+                filled = format(_formatter.convert_field(value, how), spec)
+                parts.append(filled.replace("%", "%25").replace(":", "%3A") if self._escape else filled)
+        return "".join(parts)
 
 
 def result_type(function: Callable[..., Any]) -> Any:

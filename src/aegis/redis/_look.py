@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from redis.exceptions import RedisError as RedisPyError
+
+from aegis.errors import RedisUnavailableError
 from aegis.redis._core import Core
 from aegis.redis._envelope import Entry, codec_for
 from aegis.redis._reader import Reading
@@ -112,7 +115,12 @@ def _literally(text: str) -> str:
 
 
 async def _scan(core: Core, match: str) -> AsyncIterator[list[str]]:
-    """The names that match, some at a time, never the whole server at once."""
+    """The names that match, some at a time, never a whole server at once."""
+    async for names in _scan_nodes(core, match) if core.redis.config.mode == "cluster" else _scan_server(core, match):
+        yield [name.decode(errors="replace") for name in names]
+
+
+async def _scan_server(core: Core, match: str) -> AsyncIterator[list[bytes]]:
     cursor = b"0"
     while True:
         reply = await core.shelf.ask("SCAN", cursor, "MATCH", match, "COUNT", _SCAN_COUNT)
@@ -120,6 +128,20 @@ async def _scan(core: Core, match: str) -> AsyncIterator[list[str]]:
         if reply is UNANSWERED:
             return
         cursor, names = reply
-        yield [name.decode(errors="replace") for name in names]
+        yield names
         if cursor == b"0":
             return
+
+
+async def _scan_nodes(core: Core, match: str) -> AsyncIterator[list[bytes]]:
+    """All primaries of a cluster, one after the other, through redis-py, which knows how to walk them."""
+    names: list[bytes] = []
+    try:
+        async for name in core.redis.raw.scan_iter(match=match, count=_SCAN_COUNT):
+            names.append(name)
+            if len(names) == _SCAN_COUNT:
+                yield names
+                names = []
+    except RedisPyError as exc:
+        core.answered(core.shelf.failed(RedisUnavailableError(core.redis.config.address, f"SCAN: {exc}")))
+    yield names

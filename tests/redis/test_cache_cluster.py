@@ -1,0 +1,76 @@
+"""The cache on a cluster: a value and its lease in one slot, tags and batches across all of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aegis.config import RedisConfig
+from aegis.redis import Cache, Redis
+from aegis.redis._slots import slot_of_key
+
+KEYS = [f"k{n}" for n in range(60)]
+
+
+async def test_a_value_and_its_lease_share_a_slot(cluster):
+    """Whatever braces the key itself has; the scripts need it."""
+    shelf = Cache(cluster)._core.shelf
+    for key in ("k", "a{b}c", "a}b", "{x}", "한글", "a{}b"):
+        value, lease = shelf.value_key(key).encode(), shelf.lease_key(key).encode()
+        assert slot_of_key(value) == slot_of_key(lease)
+
+
+async def test_values_of_all_slots(cluster):
+    """Set, read, deleted, loaded, one by one and many at once."""
+    cache = Cache(cluster)
+    values = dict.fromkeys(KEYS, "v")
+    await cache.set_many(values)
+    assert await cache.get_many(KEYS, str) == values
+    assert await cache.delete("k1")
+    assert await cache.get_or_set_many(KEYS, lambda keys: dict.fromkeys(keys, "new"), str) == {**values, "k1": "new"}
+    assert await cache.get_or_set("single", lambda: "s", str, stale_s=5) == "s"
+    assert await cache.delete_if("single", "s", str)
+
+
+async def test_tags_cover_values_of_all_slots(cluster):
+    """One command, though tag and values lie on different nodes."""
+    cache, other = Cache(cluster), Cache(cluster)
+    await cache.set_many(dict.fromkeys(KEYS, 1), tags=("t", "u"))
+    assert len(await other.get_many(KEYS, int)) == len(KEYS)
+    await cache.invalidate("t")
+    assert await other.get_many(KEYS, int) == {}
+    await cache.get_or_set_many(KEYS, lambda keys: dict.fromkeys(keys, 2), int, tags=("t",))
+    assert len(await other.get_many(KEYS, int)) == len(KEYS)
+
+
+async def test_one_load_for_all_clients(cluster, valkey_cluster):
+    """The lease holds between clients; a delete meanwhile wins."""
+    async with Redis(RedisConfig(url=valkey_cluster.url)) as second:
+        caches, loads = (Cache(cluster), Cache(second)), []
+
+        async def load() -> int:
+            loads.append(1)
+            await asyncio.sleep(0.2)
+            return 1
+
+        calls = [cache.get_or_set(key, load, int) for key in KEYS[:6] for cache in caches for _ in range(5)]
+        assert await asyncio.gather(*calls) == [1] * 60
+        assert len(loads) == 6
+        loading = asyncio.create_task(caches[0].get_or_set("deleted", load, int))
+        while len(loads) < 7:
+            await asyncio.sleep(0.001)
+        await caches[1].delete("deleted")
+        assert await loading == 1
+        assert await caches[1].get("deleted", int) is None
+
+
+async def test_keys_of_all_nodes_are_listed(cluster):
+    """keys() and survey() walk through every primary."""
+    cache = Cache(cluster)
+    await cache.set_many(dict.fromkeys(KEYS, 1), tags=("t",))
+    with pytest.raises(ZeroDivisionError):
+        await cache.get_or_set("quiet", lambda: 1 // 0, error_ttl_s=60)
+    assert await cache.keys("k*") == sorted(KEYS)
+    survey = await cache.survey()
+    assert (survey.values, survey.tags, survey.failing) == (len(KEYS), 1, 1)
