@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aegis.config import DatabaseConfig
 from aegis.database import Database, UpsertResult
 from aegis.database.bulk import FEW
 from aegis.errors import QueryError, RowShapeError
@@ -261,6 +262,45 @@ async def test_opposite_key_orders_do_not_deadlock(db, size):
     assert await db.fetch_value("select count(*) from bars") == len(rows)
 
 
+async def test_writers_of_few_and_of_many_rows_do_not_deadlock(db):
+    """They send other statements for the same keys, old and new ones, in any order: all finish, and count exactly."""
+    await bars(db)
+    server_log = db.stats().closed_dirty
+    for step in range(6):
+        many = [Bar(f"{n:04}", DAY, step) for n in range(step * 50, step * 50 + FEW * 2)]
+        few = [Bar(f"{n:04}", DAY, step) for n in range(step * 50 + FEW, step * 50 + FEW * 2)]
+        before = await db.fetch_value("select count(*) from bars")
+        results = await asyncio.gather(
+            db.upsert("bars", many, KEY), db.upsert("bars", few[::-1], KEY), db.upsert("bars", many[::-1], KEY)
+        )
+        after = await db.fetch_value("select count(*) from bars")
+        assert sum(result.inserted for result in results) == after - before
+        assert sum(result.updated for result in results) == len(many) - (after - before)
+    assert db.stats().closed_dirty == server_log
+
+
+@SIZES
+async def test_a_victim_of_a_deadlock_tries_again(db, postgres_server, size):
+    """Somebody else locks the other way round and the server ends our wait: the rows are still there, and go in."""
+    await bars(db)
+    rows = [Bar(f"{n:04}", DAY, 0) for n in range(size + 2)]
+    await db.upsert("bars", rows, KEY)
+    moved = [Bar(row.code, row.date, 1) for row in rows]
+    first, last = rows[0].code, rows[-1].code
+    quick = DatabaseConfig(url=postgres_server.url + "&options=-c%20deadlock_timeout%3D1500ms", min_conns=0)
+    async with Database(quick) as victim:
+        async with db.transaction() as tx:
+            await tx.execute("set local deadlock_timeout = '60s'")
+            await tx.execute("update bars set close = 7 where code = $1", last)
+            writing = asyncio.create_task(victim.upsert("bars", moved, KEY))
+            while not await db.fetch_value("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
+                await asyncio.sleep(0.005)
+            await tx.execute("update bars set close = 7 where code = $1", first)
+        assert await writing == UpsertResult(0, len(rows), 0)
+        assert victim.stats().opened == 1
+    assert await db.fetch_value("select sum(close) from bars") == len(rows)
+
+
 @pytest.mark.parametrize("method", ["upsert", "copy_in"])
 async def test_a_value_that_does_not_fit_names_its_row_and_nothing_is_stored(db, method):
     """The driver cannot encode it: the row's number is in the error; the whole call is undone."""
@@ -330,8 +370,6 @@ async def test_bulk_inside_a_transaction_belongs_to_it(db):
 
 async def test_a_long_copy_is_not_cut_by_the_statement_timeout(postgres_server):
     """The bound of bulk calls is their own; a short one holds, and says so."""
-    from aegis.config import DatabaseConfig
-
     async with Database(DatabaseConfig(url=postgres_server.url, min_conns=0, statement_timeout=0.2)) as db:
         await db.execute("drop table if exists slow_rows")
         await db.execute("create table slow_rows (id int primary key)")

@@ -192,6 +192,11 @@ def milliseconds(seconds: float) -> str:
     return str(round(seconds * 1000))
 
 
+def sqlstate_of(exc: BaseException) -> str:
+    """The server's code for what it refused; empty for anything else."""
+    return str(exc.sqlstate) if isinstance(exc, asyncpg.PostgresError) else ""
+
+
 def in_sync(exc: BaseException) -> bool:
     """Whether client and server agree that the statement is over: an error of the server's, or one before sending."""
     return isinstance(exc, asyncpg.PostgresError | asyncpg.InterfaceError)

@@ -8,8 +8,8 @@ what the caller's own iterable raised, so that this is never mistaken for an err
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias
 
@@ -18,61 +18,54 @@ from aegis.errors import RowShapeError
 
 Rows: TypeAlias = Iterable[Any] | AsyncIterable[Any]
 Row: TypeAlias = tuple[Any, ...]
+Chunks: TypeAlias = AsyncIterator[list[Any]]
 _TURN = 500  # rows after which a plain iterable lets the other tasks run
 
 
 class Feed:
     """The rows of one call. `columns` is empty when there are no rows and the caller named none."""
 
-    def __init__(self, columns: tuple[str, ...], pick: Callable[[Any], Row], source: AsyncIterator[Any]) -> None:
-        self.columns, self.count = columns, 0  #: how many rows have been read
+    def __init__(self, columns: tuple[str, ...], pick: Callable[[Any], Row], ahead: list[Any], chunks: Chunks) -> None:
+        self.columns, self.count = columns, 0  #: how many rows have been taken out
         self.failure: BaseException | None = None  #: what the caller's iterable raised
-        self._pick, self._source = pick, source
-        self._ahead: deque[Row] = deque()
+        self._pick, self._ahead, self._chunks = pick, ahead, chunks
 
     @classmethod
     async def open(cls, rows: Rows, columns: Sequence[str] | None) -> Feed:
         """Look at the first row to learn the columns; `columns` overrules, and is needed for tuples."""
-        source = rows.__aiter__() if isinstance(rows, AsyncIterable) else _in_turns(rows)
-        try:
-            first = await anext(source)
-        except StopAsyncIteration:
-            return cls(tuple(columns or ()), tuple, source)
-        names, pick = _picker(first, columns)
+        chunks = _single(rows) if isinstance(rows, AsyncIterable) else _in_turns(rows)
+        ahead: list[Any] = await anext(chunks, [])
+        if not ahead:
+            return cls(tuple(columns or ()), tuple, [], chunks)
+        names, pick = _picker(ahead[0], columns)
         if len(set(names)) != len(names):
             raise ValueError(f"a column stands twice in {list(names)}")
-        feed = cls(names, pick, source)
-        feed._ahead.append(feed._picked(first))
-        return feed
+        return cls(names, pick, ahead, chunks)
 
-    async def ahead(self, count: int) -> Sequence[Row] | None:
+    async def few(self, count: int) -> list[Row] | None:
         """All rows, where they are at most `count`; else None, and nothing is lost."""
         while len(self._ahead) <= count:
-            row = await self._next()
-            if row is None:
-                return self._ahead
-            self._ahead.append(row)
+            chunk = await self._next()
+            if not chunk:
+                return [self._picked(row) for row in self._ahead]
+            self._ahead += chunk
         return None
 
     async def rows(self, *, numbered: bool = False) -> AsyncIterator[Row]:
         """The rows in their order; `numbered` appends each one's number, from 1."""
-        number = 0
-        while True:
-            row = self._ahead.popleft() if self._ahead else await self._next()
-            if row is None:
-                return
-            number += 1
-            yield (*row, number) if numbered else row
+        chunk, self._ahead = self._ahead, []
+        while chunk:
+            for row in chunk:
+                picked = self._picked(row)
+                yield (*picked, self.count) if numbered else picked
+            chunk = await self._next()
 
-    async def _next(self) -> Row | None:
+    async def _next(self) -> list[Any]:
         try:
-            row = await anext(self._source)
-        except StopAsyncIteration:
-            return None
+            return await anext(self._chunks, [])
         except BaseException as exc:
             self.failure = exc
             raise
-        return self._picked(row)
 
     def _picked(self, row: Any) -> Row:
         self.count += 1
@@ -92,12 +85,18 @@ class Feed:
         return RowShapeError(f"row {self.count}", missing, [name for name in names if name not in self.columns])
 
 
-async def _in_turns(rows: Iterable[Any]) -> AsyncIterator[Any]:
-    """A plain iterable, with a pause for the other tasks now and then."""
-    for number, row in enumerate(rows, 1):
-        yield row
-        if number % _TURN == 0:
-            await asyncio.sleep(0)
+async def _single(rows: AsyncIterable[Any]) -> Chunks:
+    """Each row as it comes: the next one may take its time."""
+    async for row in rows:
+        yield [row]
+
+
+async def _in_turns(rows: Iterable[Any]) -> Chunks:
+    """A plain iterable in pieces, with a turn for the other tasks after each."""
+    source = iter(rows)
+    while chunk := list(islice(source, _TURN)):
+        yield chunk
+        await asyncio.sleep(0)
 
 
 def _picker(first: Any, columns: Sequence[str] | None) -> tuple[tuple[str, ...], Callable[[Any], Row]]:

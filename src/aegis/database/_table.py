@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from aegis.database._driver import Conn
 from aegis.errors import QueryError, RowShapeError
@@ -17,7 +18,8 @@ select a.attname as name, format_type(a.atttypid, -1) as type, t.typcategory = '
        a.attgenerated <> '' or a.attidentity = 'a' as is_computed,
        exists (select from pg_collation l where l.oid = a.attcollation and l.collisdeterministic) as is_text,
        c.relkind = 'p' as is_partitioned, current_setting('server_version_num')::int as server,
-       current_setting('statement_timeout') as statement_timeout,
+       current_setting('statement_timeout') as statement_timeout, current_setting('work_mem') as work_mem,
+       a.attnotnull as is_filled,
        exists (select from pg_index i where i.indrelid = c.oid and i.indisunique
                and (to_jsonb(i) ->> 'indnullsnotdistinct')::bool
                and (select array_agg(k.attname::text order by k.attname) from pg_attribute k
@@ -58,6 +60,14 @@ class Name:
         return quoted(self.table) if self.schema is None else f"{quoted(self.schema)}.{quoted(self.table)}"
 
 
+class Nulls(Enum):
+    """What two keys are to each other that have a NULL at the same place."""
+
+    NONE = 0  #: there are none: the columns are NOT NULL
+    APART = 1  #: two keys
+    MEET = 2  #: one key: the index is NULLS NOT DISTINCT
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column that is written."""
@@ -76,10 +86,11 @@ class Target:
     columns: tuple[Column, ...]
     picks: tuple[int, ...] | None  #: positions in a row that are written; None: all of them
     key: tuple[str, ...]
-    nulls_match: bool  #: the key's index takes two NULLs for equal (NULLS NOT DISTINCT)
+    nulls: Nulls
     is_partitioned: bool
     server: int  #: its version, such as 180004
     statement_timeout: str  #: as it stands in this transaction
+    work_mem: str
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,13 +122,17 @@ async def describe(conn: Conn, table: str, names: Sequence[str], key: Sequence[s
         raise ValueError(f"{table}: the server computes {computed}, so no row can be found by it; choose another key")
     written = [column for column in names if column not in computed]
     any_row = next(iter(rows.values()))
+    nulls = Nulls.MEET if any_row["nulls_match"] else Nulls.APART
+    if all(rows[column]["is_filled"] for column in key):
+        nulls = Nulls.NONE
     return Target(
         name=name,
         columns=tuple(Column(c, rows[c]["type"], rows[c]["is_array"], rows[c]["is_text"]) for c in written),
         picks=tuple(names.index(column) for column in written) if computed else None,
         key=tuple(key),
-        nulls_match=any_row["nulls_match"],
+        nulls=nulls,
         is_partitioned=any_row["is_partitioned"],
         server=any_row["server"],
         statement_timeout=any_row["statement_timeout"],
+        work_mem=any_row["work_mem"],
     )

@@ -1,30 +1,35 @@
 """
 Many rows to the server at once: plain COPY, and an upsert with exact counts.
 
-The upsert copies into a temporary table of the target's types, folds duplicates (the last wins), leaves out what the
-target holds already, and sends the rest through one INSERT ... ON CONFLICT in the order of the key, so that two writers
-lock in the same order. A few rows travel as arrays instead, in one statement without a transaction.
+The upsert copies into a temporary table of the target's types, folds duplicates (the last wins), inserts what is new,
+and updates what differs, in the order of the key (`_merge.py` has the SQL and the reason). A few rows travel as arrays,
+in one statement without a transaction.
 
-Rejected: executemany (a message per row, rewrites unchanged rows, cannot tell inserted from updated), ON CONFLICT alone
-(it locks, and so writes, rows that do not change).
+Rejected: executemany (a message per row, rewrites unchanged rows, cannot tell inserted from updated), one INSERT ... ON
+CONFLICT for all (twice as slow for new rows, and it locks, that is writes, rows that do not change).
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from aegis.database._driver import Conn, in_sync, milliseconds
+from aegis.backoff import Backoff
+from aegis.database._driver import Conn, in_sync, milliseconds, sqlstate_of
 from aegis.database._feed import Feed, Row
-from aegis.database._table import Target, listed, quoted
+from aegis.database._merge import ORDER, Merge
+from aegis.database._table import Target
 from aegis.errors import QueryError
 
 FEW = 200  # rows that travel as arrays: one round trip; a temporary table takes five, and leaves dead catalog rows
-_BAD_VALUE = "22000"  # data_exception
-_OLD_AND_NEW = 180_000  # the version from which RETURNING tells old rows from new ones
+_WORK_MEM = "64MB"  # sorts a few hundred thousand rows without a detour over the disk
 _SLACK_S = 2.0  # the server ends a statement; the driver does when even that does not arrive
-_serial = count()  # two upserts in one transaction need two temporary tables
+_BAD_VALUE, _DUPLICATE, _DEADLOCK = "22000", "23505", "40P01"
+_ATTEMPTS = 6
+_BACKOFF = Backoff(base_s=0.02, cap_s=0.5, floor_s=0.005)
+_serial = count()  # two upserts in one transaction need two pairs of temporary tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,40 +49,78 @@ async def copy_in(conn: Conn, target: Target, feed: Feed, timeout: float) -> int
     return feed.count
 
 
-async def upsert_few(conn: Conn, target: Target, rows: Sequence[Row]) -> UpsertResult:
-    """One statement; the rows travel as an array per column."""
-    picked = zip(*(_written(row, target) for row in rows), strict=True)
-    arrays = ", ".join(f"${at}::{column.type}[]" for at, column in enumerate(target.columns, 1))
-    source = f"unnest({arrays}) with ordinality as batch ({listed(target.names)}, aegis_row)"
-    return _result(await conn.fetchrow(_merge(source, target), *map(list, picked)))
-
-
 def fits_few(target: Target) -> bool:
-    """Whether its columns can travel as arrays; an array of arrays would fall apart. Partitions may need a lock."""
-    return not any(column.is_array for column in target.columns) and not _needs_lock(target)
+    """Whether its columns can travel as arrays; an array of arrays would fall apart. A lock needs a transaction."""
+    return not any(column.is_array for column in target.columns) and not Merge(target).needs_lock
+
+
+async def upsert_few(conn: Conn, target: Target, rows: Sequence[Row]) -> UpsertResult:
+    """One statement; the rows travel as an array per column. Alone, it is repeated when it was a deadlock's victim."""
+    columns = [list(values) for values in zip(*(_written(row, target) for row in rows), strict=True)]
+    sql, attempt = Merge(target).few(), 1
+    while True:
+        try:
+            total, inserted, updated = await conn.fetchrow(sql, *columns)
+        except Exception as exc:
+            if sqlstate_of(exc) != _DEADLOCK or conn.is_in_transaction() or attempt == _ATTEMPTS:
+                raise
+        else:
+            return UpsertResult(inserted, updated, total - inserted - updated)
+        await asyncio.sleep(_BACKOFF.delay_s(attempt))
+        attempt += 1
 
 
 async def upsert_many(conn: Conn, target: Target, feed: Feed, timeout: float) -> UpsertResult:
-    """Through a temporary table, inside the caller's transaction; `timeout` bounds each statement."""
-    batch = f"aegis_batch_{next(_serial)}"
+    """Through temporary tables, inside the caller's transaction; `timeout` bounds each statement."""
+    merge, batch, folded = Merge(target), f"aegis_batch_{next(_serial)}", f"aegis_folded_{next(_serial)}"
+    bound_s = timeout + _SLACK_S
     await conn.execute(
-        f"set local statement_timeout = {milliseconds(timeout)}; "  # noqa: S608 - all quoted
-        f"create temp table {batch} on commit drop as "
-        f"select {listed(target.names)}, 0::bigint as aegis_row from {target.name} with no data"
+        f"set local statement_timeout = {milliseconds(timeout)}; set local work_mem = '{_WORK_MEM}'; "
+        + merge.batch(batch)
     )
     await _copy(conn, target, feed, timeout, batch=batch)
-    if _needs_lock(target):
-        await conn.execute(f"lock table {target.name} in share row exclusive mode")
-    counts = await conn.fetchrow(_merge(f"{batch} as batch", target), timeout=timeout + _SLACK_S)
-    await conn.execute(f"drop table {batch}; set local statement_timeout = '{target.statement_timeout}'")
-    return _result(counts)
+    total = _counted(await conn.execute(merge.fold(batch, folded), timeout=bound_s))
+    if merge.needs_lock:
+        await conn.execute(merge.lock, timeout=bound_s)
+    inserted, updated = await _merged(conn, merge, folded, total, bound_s)
+    await conn.execute(
+        f"drop table {batch}, {folded}; set local work_mem = '{target.work_mem}'; "
+        f"set local statement_timeout = '{target.statement_timeout}'"
+    )
+    return UpsertResult(inserted, updated, total - inserted - updated)
+
+
+async def _merged(conn: Conn, merge: Merge, folded: str, total: int, bound_s: float) -> tuple[int, int]:
+    """
+    Inserted and updated; all of it again when another writer came first or a deadlock chose us.
+
+    The rows are at the server, and a savepoint keeps them while it frees our locks.
+    """
+    attempt = 1
+    while True:
+        await conn.execute("savepoint aegis_merge")
+        try:
+            inserted = _counted(await conn.execute(merge.insert(folded, wary=attempt > 1), timeout=bound_s))
+            again = updated = 0
+            if inserted < total and merge.has_more:
+                again, updated = await conn.fetchrow(merge.update(folded), timeout=bound_s)
+        except Exception as exc:
+            other_came_first = sqlstate_of(exc) == _DUPLICATE and attempt == 1
+            if not other_came_first and (sqlstate_of(exc) != _DEADLOCK or attempt == _ATTEMPTS):
+                raise
+        else:
+            await conn.execute("release savepoint aegis_merge")
+            return inserted + again, updated
+        await conn.execute("rollback to savepoint aegis_merge")
+        await asyncio.sleep(_BACKOFF.delay_s(attempt))
+        attempt += 1
 
 
 async def _copy(conn: Conn, target: Target, feed: Feed, timeout: float, batch: str = "") -> None:
     """Into the table, or numbered into the temporary table `batch`."""
     rows, names, picks = feed.rows(numbered=bool(batch)), target.names, target.picks
     if batch:
-        names = (*names, "aegis_row")
+        names = (*names, ORDER)
         picks = None if picks is None else (*picks, len(feed.columns))
     if picks is not None:
         rows = (tuple(row[at] for at in picks) async for row in rows)
@@ -99,45 +142,6 @@ def _written(row: Row, target: Target) -> Row:
     return row if target.picks is None else tuple(row[at] for at in target.picks)
 
 
-def _result(counts: Sequence[int]) -> UpsertResult:
-    total, inserted, updated = counts
-    return UpsertResult(inserted, updated, total - inserted - updated)
-
-
-def _needs_lock(target: Target) -> bool:
-    """A partitioned table shows no xmax, so before RETURNING OLD only a lock keeps the counts exact."""
-    return target.is_partitioned and target.server < _OLD_AND_NEW
-
-
-def _merge(source: str, target: Target) -> str:
-    """One statement: fold, leave out what the table holds already, insert or update the rest, count."""
-    names, keys = listed(target.names), listed(target.key)
-    rest = [name for name in target.names if name not in target.key]
-    # Images, not `=`: they tell json, points and 1.0 from 1.00 apart, where `=` does not exist or says equal.
-    held, batch, given = (f"row({listed(rest, prefix)})::record" for prefix in ("t.", "folded.", "excluded."))
-    same = " and ".join(f"t.{quoted(name)} = folded.{quoted(name)}" for name in target.key)
-    same_row = f"{same} and {held} *= {batch}" if rest else same
-    assignments = ", ".join(f"{quoted(name)} = excluded.{quoted(name)}" for name in rest)
-    action = f"update set {assignments} where {held} *<> {given}" if rest else "nothing"
-    # Byte order is the same for every writer, and quicker than a language's.
-    keyed = [column for column in target.columns if column.name in target.key]
-    order = ", ".join(quoted(column.name) + (' collate "C"' if column.is_text else "") for column in keyed)
-    # Rows with a NULL in their key never meet, unless the index says so: each stays a row of its own.
-    without_key = " or ".join(f"{quoted(name)} is null" for name in target.key)
-    apart = order if target.nulls_match else f"{order}, case when {without_key} then aegis_row end"
-    # `xmax = 0` marks a row version that is new.
-    is_new = "null" if _needs_lock(target) else "old is null" if target.is_partitioned else "xmax = 0"
-    fresh = "(select count(*) from changed where is_new)"
-    if _needs_lock(target):
-        met = " and ".join(f"t.{quoted(name)} is not distinct from folded.{quoted(name)}" for name in target.key)
-        met = f"select from {target.name} as t where {met}"
-        fresh = f"(select count(*) from folded where not exists ({met}))"  # noqa: S608 - all quoted
-    return (
-        f"with folded as materialized (select distinct on ({apart}) {names} from {source} "  # noqa: S608 - all quoted
-        f"order by {apart}, aegis_row desc), "
-        f"changed as (insert into {target.name} as t ({names}) select {names} from folded "
-        f"where not exists (select from {target.name} as t where {same_row}) order by {order} "
-        f"on conflict ({keys}) do {action} returning {is_new} as is_new), "
-        f"inserted as (select {fresh} as n) "
-        "select (select count(*) from folded), n, (select count(*) from changed) - n from inserted"
-    )
+def _counted(tag: str) -> int:
+    """The number of rows in the server's tag: `SELECT 5`, `INSERT 0 5`."""
+    return int(tag.rpartition(" ")[2])

@@ -118,7 +118,7 @@ class Queries(ABC):
             QueryError: a value that does not fit its column, with the row's number, or what the server refuses.
         """
         feed = await Feed.open(rows, columns)
-        few = await feed.ahead(bulk.FEW)
+        few = await feed.few(bulk.FEW)
         if few is not None and not few:
             return bulk.UpsertResult(0, 0, 0)
         if few is not None:
