@@ -63,3 +63,60 @@ def test_links_between_pages_lead_somewhere():
     for page in (*ROOT.glob("*.md"), *DOCS.glob("*.md")):
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_index_names_every_page():
+    """Whoever adds a page adds a line to docs/index.md."""
+    index = (DOCS / "index.md").read_text()
+    missing = [page.name for page in DOCS.glob("*.md") if page.name != "index.md" and f"]({page.name})" not in index]
+    assert not missing, f"add {missing} to docs/index.md"
+
+
+# --- the Korean README ------------------------------------------------------------------------------------------------
+
+KOREAN = (ROOT / "README.ko.md").read_text()
+
+
+def programs(page: str) -> list[str]:
+    return re.findall(r"```\w*\n.*?```", page, re.DOTALL)
+
+
+def prose(page: str) -> str:
+    return re.sub(r"```\w*\n.*?```", "", page, flags=re.DOTALL)
+
+
+def marks(text: str) -> list[str]:
+    """What is not translated: code and numbers, in any order (a sentence is built otherwise)."""
+    numbers = re.findall(r"\d+(?:\.\d+)?", re.sub(r"`[^`]*`", "", text))
+    return sorted(re.findall(r"`[^`]+`", text) + numbers)
+
+
+def test_the_korean_readme_has_the_same_programs():
+    """Word for word, comments included: they are the files that run."""
+    assert programs(KOREAN) == programs(README)
+
+
+def test_the_korean_readme_has_the_same_tables():
+    """As many rows, with the same code and numbers in each."""
+    rows = [[line for line in prose(page).splitlines() if line.startswith("|")] for page in (README, KOREAN)]
+    assert len(rows[0]) == len(rows[1])
+    for english, korean in zip(*rows, strict=True):
+        assert marks(english) == marks(korean), korean
+        assert english.count("|") == korean.count("|")
+
+
+def test_the_korean_readme_has_the_same_sections_and_links():
+    """In the same order; each README points at the other instead of itself."""
+    levels = [re.findall(r"^#+(?= )", prose(page), re.MULTILINE) for page in (README, KOREAN)]
+    assert levels[0] == levels[1]
+    links = [re.findall(r"\]\(([^)]+)\)", page) for page in (README, KOREAN)]
+    assert [link.replace("README.ko.md", "README.md") for link in links[0]] == links[1]
+
+
+def test_the_korean_readme_names_the_same_things_in_its_text():
+    """Every command, variable and code of the English text."""
+    text = [
+        "\n".join(line for line in prose(page).splitlines() if not line.startswith("|")) for page in (README, KOREAN)
+    ]
+    code = [sorted(re.findall(r"`[^`]+`", page)) for page in text]
+    assert code[0] == code[1]

@@ -102,3 +102,13 @@ def test_an_env_file_that_is_not_there_is_named(aegis):
     done = aegis("check", "--env-file", "prod.env")
     assert done.returncode == 78
     assert "prod.env: cannot read prod.env: No such file or directory" in done.stderr
+
+
+def test_check_connects_only_when_told_to(aegis):
+    """A server that is not there is no problem of the configuration, until `--connect` asks for it."""
+    nowhere = {"REDIS_URL": "redis://127.0.0.1:1", "DATABASE_URL": "embedded:"}
+    assert aegis("check", **nowhere).returncode == 0
+    done = aegis("check", "--connect", **nowhere)
+    assert done.returncode == 1
+    assert "127.0.0.1:1" in done.stdout
+    assert aegis("check", "--connect", REDIS_DB="x").returncode == 78

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
+from pathlib import Path
 
 import pytest
 import trustme
@@ -16,7 +18,8 @@ from aegis.doctor.postgres import examine_postgres
 from aegis.doctor.redis import examine_redis
 from aegis.doctor.upstreams import examine_upstreams
 from aegis.embedded import EmbeddedPostgres, EmbeddedValkey
-from aegis.redis import Redis
+from aegis.redis import Rate, RateLimit, Redis
+from aegis.runtime import Runtime
 from aegis.testing import FaultProxy
 from aegis.upstream.simulator import Market, Simulator
 
@@ -238,3 +241,33 @@ async def test_one_area_is_looked_at_alone(area):
     environ = {"REDIS_URL": "embedded:", "DATABASE_URL": "embedded:", **NO_UPSTREAM, "PORT": "0"}
     findings = examine_all(examine(environ, None), areas=[area])
     assert {finding.area async for finding in findings} == {area}
+
+
+async def test_the_acl_of_the_operations_page_is_enough(valkey_server, redis):
+    """Limits, cache with its in-process tier, tags, and broadcast work for a user with just that."""
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    commands, keys, channels = re.search(
+        r"ACL of the user \| `([^`]+)`, keys `([^`]+)`, channels `([^`]+)`", page
+    ).groups()
+    rules = [*commands.split(), keys, channels]
+    await redis.execute("ACL", "SETUSER", "aegis-user", "reset", "on", f">{SECRET}", *rules)
+    user = {"REDIS_URL": valkey_server.url, "REDIS_USERNAME": "aegis-user", "REDIS_PASSWORD": SECRET}
+    try:
+        config = Config.load(user, None)
+        async with Runtime(config, database=False) as rt:
+            limit = RateLimit("acl", Rate(5, per=1))
+            assert (await rt.limiter.allow(limit)).allowed
+            assert await rt.limiter.wait(limit, timeout=5) < 5
+            await rt.limiter.hold(limit, 0.01)
+            await rt.cache.set("k", 1, ttl=60, tags=("t",))
+            assert await rt.cache.get("k", int) == 1
+            assert await rt.cache.get_or_set("l", lambda: asyncio.sleep(0, 2), int, ttl=60) == 2
+            await rt.cache.invalidate("t")
+            assert await rt.cache.get("k", int) is None
+            async with rt.bus.subscribe("005930", type=int) as updates:
+                await rt.bus.publish("005930", 71_000, urgent=True)
+                assert (await asyncio.wait_for(anext(aiter(updates)), 10)).value == 71_000
+        found = await redis_findings(**user)
+        assert {check for check, finding in found.items() if finding.verdict is not Verdict.OK} <= {"persistence"}
+    finally:
+        await redis.execute("ACL", "DELUSER", "aegis-user")

@@ -11,6 +11,7 @@ import typer
 from pydantic import SecretStr
 
 from aegis.cli._app import EXIT_CONFIG, AsJson, EnvFile, new_app
+from aegis.cli.doctor import doctor
 from aegis.config import Config, Examined, Variable, docs_text, examine, example_text, registry
 from aegis.errors import ConfigError
 
@@ -25,14 +26,23 @@ def config() -> None:
 
 
 @app.command()
-def check(env_file: EnvFile = Path(".env"), json: AsJson = False) -> None:
+def check(
+    env_file: EnvFile = Path(".env"),
+    connect: Annotated[
+        bool, typer.Option("--connect", help="Also connect to Redis and PostgreSQL, as `aegis doctor` does.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
     """
-    Read everything and say what is wrong; touches no network.
+    Read everything and say what is wrong; touches no network unless told to.
 
-    Exits with 78 if the configuration cannot be used. For a check of the servers behind it, see `aegis doctor`.
+    Exits with 78 if the configuration cannot be used, with --connect also with 1 if a server behind it cannot.
 
     Example: aegis config check --env-file staging.env
     """
+    if connect:
+        doctor(["redis", "postgres"], env_file=env_file, json=json)
+        return
     examined = examine(env_file=env_file)
     if json:
         found = {"ok": examined.config is not None, "problems": examined.problems, "warnings": examined.warnings}
