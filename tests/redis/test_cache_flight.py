@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import traceback
+from functools import partial
 
 import pytest
 
@@ -144,6 +145,7 @@ async def test_errors_of_any_class_are_copied(redis, error):
 async def test_closing_before_a_load_began_leaves_nobody_waiting(valkey_server):
     """A load that is cancelled before its first step has an outcome, too."""
     async with Redis(RedisConfig(url=valkey_server.url)) as redis:
+        await redis.execute("FLUSHALL")
         cache, gate = Cache(redis), Gate()
         await cache.get("warm")
         callers = [asyncio.create_task(cache.get_or_set("k", gate.load, int)) for _ in range(3)]
@@ -271,6 +273,32 @@ async def test_after_a_delete_nobody_boards_the_old_load(redis):
     assert await cache.get_or_set("k", new.load, str) == "new"
     old.open.set()
     assert await before == "new"  # its own was refused, and something newer is there
+    assert await cache.get("k", str) == "new"
+
+
+@pytest.mark.parametrize("local_entries", [0, 1000])
+@pytest.mark.parametrize("what", ["delete", "set", "invalidate"])
+async def test_after_a_change_elsewhere_nobody_boards_the_old_load(redis, what, local_entries):
+    """Another process deletes, sets or invalidates: who asks here from then on is not given what was loaded before."""
+    cache, other = Cache(redis, local_entries=local_entries), Cache(redis)
+    old, new = Gate("old"), Gate("new")
+    new.open.set()
+    await cache.get("warm")
+    while not cache._core.loads.announcing:
+        await asyncio.sleep(0.001)
+    before = asyncio.create_task(cache.get_or_set("k", old.load, str, tags=("t",)))
+    await old.began.wait()
+    change = {"delete": partial(other.delete, "k"), "set": partial(other.set, "k", "new")}
+    await change.get(what, partial(other.invalidate, "t"))()
+    async with asyncio.timeout(5):
+        while "k" in cache._core.loads.flights:
+            await asyncio.sleep(0.001)
+        if what == "invalidate":  # the lease is held: the second load begins when the first one ends
+            old.open.set()
+            await before
+        assert await cache.get_or_set("k", new.load, str, tags=("t",)) == "new"
+    old.open.set()
+    assert await before == ("old" if what == "invalidate" else "new")
     assert await cache.get("k", str) == "new"
 
 

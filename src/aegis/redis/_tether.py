@@ -32,20 +32,22 @@ class Tether:
     def start(self) -> None:
         """Begin to connect, in the background."""
         self.started = True
-        prefixes = ("PREFIX", self._shelf.values, "PREFIX", self._shelf.generation_keys)
-        tracking = (("CLIENT", "TRACKING", "ON", "REDIRECT", OWN_ID, "BCAST", *prefixes),)
-        tracked = self._tier.entries_max > 0
+        values = ("PREFIX", self._shelf.values) if self._tier.entries_max else ()
+        tags = (
+            "PREFIX",
+            self._shelf.generation_keys,
+        )  # also without a tier: loads under way must not outlive their tags
+        tracking = ("CLIENT", "TRACKING", "ON", "REDIRECT", OWN_ID, "BCAST", *tags, *values)
         self._feed = Feed(
             self._shelf.redis.config,
             self._on_message,
             self._on_up,
             self._on_down,
-            setup=tracking if tracked else (),
+            setup=(tracking,),
             on_heard=self._on_heard,
         )
         self._feed.start()
-        channels = (_INVALIDATE, self._shelf.channel.encode()) if tracked else (self._shelf.channel.encode(),)
-        self._background.spawn(self._feed.subscribe(*channels))
+        self._background.spawn(self._feed.subscribe(_INVALIDATE, self._shelf.channel.encode()))
 
     async def close(self) -> None:
         """End the connection."""
