@@ -246,12 +246,12 @@ class BroadcastError(AegisError):
 class PayloadError(BroadcastError, ValueError):
     """The value of `key` cannot be published as JSON, or what arrived does not fit the subscription's `type`."""
 
-    def __init__(self, topic: str, key: str, reason: str) -> None:
-        super().__init__(topic, key, reason)
-        self.topic, self.key, self.reason = topic, key, reason
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
 
     def __str__(self) -> str:
-        return f"topic {self.topic!r}, key {self.key!r}: {self.reason}"
+        return f"broadcast key {self.key!r}: {self.reason}"
 
 
 class OutboxFullError(BroadcastError, TimeoutError):

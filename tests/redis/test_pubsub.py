@@ -139,7 +139,7 @@ async def test_frame_sent_twice_is_published_once(redis):
     from aegis.redis.broadcast.wire import parse_header
 
     keys = ["{q}:book", "{q}:frames", "{q}:log"]
-    args = ["f", "life", "me.1", 1, 1000, 0, "", "", 10, "PUBLISH", "a", "1", "b", "2"]
+    args = ["life", "me.1", 1, 2, 1000, 10, 0, "PUBLISH", "body", "a", "1", "b", "2"]
     assert await redis.run(_PUBLISH, keys, args) == [b"life", b"1000", b"0"]
     assert await redis.run(_PUBLISH, keys, args) == [b"life", b"1000", b"2"]
     header = parse_header(await redis.execute("HGET", "{q}:book", ""))
@@ -198,7 +198,8 @@ async def test_leaving_the_bus_sends_what_was_published_and_ends_subscriptions(r
         subscription = await bus.subscribe("a", type=int, policy="all").__aenter__()
         for number in range(50):
             await bus.publish("a", number)
-    assert [event.value async for event in subscription] == list(range(50))[: subscription.delivered]
+    values = [event.value async for event in subscription]
+    assert values == list(range(len(values)))  # those that had arrived
     async with Redis(RedisConfig(url=valkey_server.url)) as other, PubSub(other) as bus:
         assert await bus.last("a", int) == 49
 

@@ -155,7 +155,8 @@ async def test_flushed_server_gets_its_book_back_with_old_versions_and_times(red
         async with PubSub(redis) as late, late.subscribe(type=str) as late_updates:
             after = {event.key: event for event in await collect(late_updates, len(KEYS))}
     for key in KEYS:
-        assert (after[key].value, after[key].version) == (before[key].value, before[key].version)
+        assert after[key].value == before[key].value
+        assert 0 <= after[key].version - before[key].version < len(KEYS)  # its frame's last one: the same order
         assert after[key].published_at == pytest.approx(before[key].published_at, abs=0.01)
 
 

@@ -19,6 +19,7 @@ its data).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ from typing import Any, Self
 
 import msgspec
 
-from aegis.errors import ClosedError, PayloadError, UnsentTicksError
+from aegis.errors import PayloadError, UnsentTicksError
 from aegis.redis.broadcast.buffers import RING
 from aegis.redis.broadcast.clock import ServerClock
 from aegis.redis.broadcast.producer import FLUSH_S, OUTBOX_MAX, Producer
@@ -99,8 +100,9 @@ class PubSub:
         return f"<PubSub {self._names.topic} {state} pending={self._producer.pending} subscriptions={listening}>"
 
     async def __aenter__(self) -> Self:
-        self._open = True
         if self._redis.enabled:
+            self._open = True
+            self._producer.open()
             self._forget = self._redis.on_close(self._end)
             self._pulse.start()
         return self
@@ -128,13 +130,13 @@ class PubSub:
             OutboxFullError: no room within `timeout`; the tick was not published.
             ClosedError: the bus is not open.
         """
-        if not self._redis.enabled:
-            return
-        if not self._open:
-            raise ClosedError("PubSub")
-        await self._producer.publish(
-            key, value, urgent=urgent, trade=urgent if trade is None else trade, timeout=timeout
-        )
+        producer = self._producer
+        if producer.blocked:
+            if not self._redis.enabled:
+                return
+            await producer.wait_for_room(timeout)
+        if producer.put(key, value, urgent if trade is None else trade, urgent):
+            await asyncio.sleep(0)  # a frame is full: who publishes in a tight loop lets the connection work
 
     async def flush(self, timeout: float | None = None) -> None:
         """
@@ -172,8 +174,8 @@ class PubSub:
         """
         if self._conflate and policy in {"merge", "all"}:
             raise ValueError(f"policy={policy!r} wants every tick, but this topic is published with conflate=True")
-        buffer = make_buffer(policy, max_rate=max_rate, ring=ring, overflow=overflow)
-        return Subscription(Wanted(keys, patterns), type, buffer, self._receiver, ring=ring)
+        buffer = make_buffer(policy, type, max_rate=max_rate, ring=ring, overflow=overflow)
+        return Subscription(Wanted(keys, patterns), buffer, self._receiver, ring=ring)
 
     async def last(self, key: str, type: Any = Any) -> Any:  # noqa: A002 - the contract's name
         """
@@ -186,11 +188,11 @@ class PubSub:
         stored = await self._redis.execute("HGET", self._names.book(partition), key) if key else None
         if stored is None:
             return None
-        frame = parse_stored(partition, "", key, stored.decode())
+        frame = parse_stored(partition, "", key, stored)
         try:
             return msgspec.json.decode(frame.payloads[0], type=type)
         except msgspec.DecodeError as exc:
-            raise PayloadError(self._names.topic, key, f"does not fit the type: {exc}") from exc
+            raise PayloadError(key, f"does not fit the type: {exc}") from exc
 
     async def subscribers(self, key: str | None = None) -> int:
         """How many processes listen to the topic, or to the partition of `key`. One process counts once."""
@@ -229,7 +231,7 @@ class PubSub:
     async def _end(self, *, silent: bool = False) -> None:
         """Send what is pending, then end everything; also called by a `Redis` that is closed first."""
         try:
-            if self._open and self._redis.enabled:
+            if self._open:
                 await self.flush(self._close_timeout_s)
         except UnsentTicksError as exc:
             if not silent:

@@ -23,7 +23,7 @@ from aegis.redis._script import load_script
 from aegis.redis._shared import Argument
 from aegis.redis.broadcast.clock import ServerClock
 from aegis.redis.broadcast.outbox import ConflatingOutbox, Outbox, Parcel
-from aegis.redis.broadcast.wire import Header, Names, stored_value
+from aegis.redis.broadcast.wire import Body, Header, Names, pack_body, stored_value
 from aegis.redis.client import Redis
 
 log = logging.getLogger("aegis.redis")
@@ -41,7 +41,7 @@ class Shared:
     What all lanes of one producer share.
 
     `on_taken(count)` is called whenever the server has taken ticks, `on_end(exc)` when a lane can go on no more (the
-    `Redis` was closed).
+    `Redis` was closed). With `on_fold`, outboxes conflate, and call it for every tick that a newer one replaced.
     """
 
     redis: Redis
@@ -50,7 +50,7 @@ class Shared:
     stream: str
     on_taken: Callable[[int], None]
     on_end: Callable[[BaseException], None]
-    conflate: bool
+    on_fold: Callable[[], None] | None
     log_frames: int
 
 
@@ -60,8 +60,10 @@ class Lane:
     def __init__(self, number: int, shared: Shared) -> None:
         self.number, self._shared = number, shared
         self._redis, self._names, self._stream = shared.redis, shared.names, shared.stream
-        self.outbox: Outbox | ConflatingOutbox = ConflatingOutbox() if shared.conflate else Outbox()
-        self._book: dict[str, tuple[tuple[int, int, int], int, bytes]] = {}  # key -> (version, seq, at), index, payload
+        self.outbox: Outbox | ConflatingOutbox = (
+            Outbox() if shared.on_fold is None else ConflatingOutbox(shared.on_fold)
+        )
+        self._book: dict[str, tuple[tuple[int, int, int], bytes]] = {}  # key -> (version, seq, at), payload
         self._life = ""
         self._seq = 0  # of the newest tick that the server has taken
         self._version = 0  # newest that we know of the partition
@@ -151,30 +153,31 @@ class Lane:
 
     async def _send(self, parcel: Parcel) -> None:
         seq, at_us = self._seq + 1, self._shared.clock.at_us(parcel.born)
-        args: list[Argument] = ["f", uuid.uuid4().hex, self._stream, seq, at_us, self._version]
-        args += [parcel.kinds, parcel.folded_json, self._shared.log_frames, self._names.publish]
-        args += itertools.chain.from_iterable(zip(parcel.keys, parcel.payloads, strict=True))
+        folded = parcel.folded if any(parcel.folded) else []
+        body = pack_body(Body(self._stream, seq, parcel.kinds, folded, parcel.keys, parcel.payloads))
+        newest = dict(zip(parcel.keys, parcel.payloads, strict=True))
+        args: list[Argument] = [uuid.uuid4().hex, self._stream, seq, len(parcel), at_us, self._shared.log_frames]
+        args += (self._version, self._names.publish, body)
+        args += itertools.chain.from_iterable(newest.items())
 
         async def publish() -> None:
             reply = await self._redis.run(_PUBLISH, self._keys, args, idempotent=True)
-            self._answered(parcel, seq, at_us, reply)
+            self._answered(parcel, newest, seq, at_us, reply)
 
         await self._until_taken(publish)
 
-    def _answered(self, parcel: Parcel, seq: int, at_us: int, reply: list[bytes]) -> None:
+    def _answered(self, parcel: Parcel, newest: dict[str, bytes], seq: int, at_us: int, reply: list[bytes]) -> None:
         """The server has taken a frame: remember it, and look whether it still has those before."""
         life, version, had = reply[0].decode(), int(reply[1]), int(reply[2])
-        count = len(parcel.keys)
+        count = len(parcel)
         last = seq + count - 1
         if had != last:  # else it had been taken before, and only the answer was lost
             self._lost_data = self._lost_data or had != self._seq or (bool(self._life) and life != self._life)
         self._life, self._seq, self._version = life, last, max(self._version, version + count - 1)
         at_us = version if at_us < 0 else at_us  # the server's own time then, which is what a version is
         self._newest_frame = (version, at_us)
-        head = (version, seq, at_us)
-        self._book.update(
-            zip(parcel.keys, zip(itertools.repeat(head), range(count), parcel.payloads, strict=False), strict=True)
-        )
+        head = (version + count - 1, last, at_us)
+        self._book.update(zip(newest, zip(itertools.repeat(head), newest.values(), strict=False), strict=True))
         folded = sum(parcel.folded)
         self.taken += count + folded
         self.frames += 1
@@ -192,8 +195,8 @@ class Lane:
         try:
             for start in range(0, len(fields), _RESTORE_AT_ONCE):
                 flat: list[str | bytes] = []
-                for key, ((first, seq, at), index, payload) in fields[start : start + _RESTORE_AT_ONCE]:
-                    flat += (key, stored_value(first, seq, at, self._stream, index, payload))
+                for key, ((newest, seq, at), payload) in fields[start : start + _RESTORE_AT_ONCE]:
+                    flat += (key, stored_value(newest, seq, at, self._stream, payload))
                 head: list[Argument] = [
                     self._names.publish,
                     uuid.uuid4().hex,

@@ -1,5 +1,5 @@
 """
-What waits to be sent, of one partition: pure bookkeeping, no I/O, no clock.
+What waits to be sent, of one partition: pure bookkeeping, no I/O.
 
 A *parcel* becomes one frame. `Outbox` keeps every tick, in order. `ConflatingOutbox` keeps the newest quote of a key
 and every trade in order, a quote before the trade that followed it; it is for topics on which every consumer wants the
@@ -8,11 +8,11 @@ newest value only. Both are emptied by their lane and bounded by the publisher.
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
-
-import msgspec
 
 #: A parcel is closed when it holds so many ticks or bytes, whichever comes first.
 PARCEL_TICKS_MAX = 500
@@ -30,25 +30,23 @@ class Parcel:
     trades: set[int] = field(default_factory=set)  # places of trades
     folded: list[int] = field(default_factory=list)  # per tick; empty: none
 
+    def __len__(self) -> int:
+        return len(self.keys)
+
     @property
     def full(self) -> bool:
         """Whether it is time to close it."""
-        return len(self.keys) >= PARCEL_TICKS_MAX or self.size >= PARCEL_BYTES_MAX
+        return len(self) >= PARCEL_TICKS_MAX or self.size >= PARCEL_BYTES_MAX
 
     @property
     def kinds(self) -> str:
         """One letter per tick, or nothing where all are quotes."""
-        return "".join("t" if at in self.trades else "q" for at in range(len(self.keys))) if self.trades else ""
-
-    @property
-    def folded_json(self) -> bytes:
-        """How many older ticks stand behind each, or nothing."""
-        return msgspec.json.encode(self.folded) if any(self.folded) else b""
+        return "".join("t" if at in self.trades else "q" for at in range(len(self))) if self.trades else ""
 
     def add(self, key: str, payload: bytes, *, trade: bool) -> None:
         """One more tick."""
         if trade:
-            self.trades.add(len(self.keys))
+            self.trades.add(len(self))
         self.keys.append(key)
         self.payloads.append(payload)
         self.size += len(payload)
@@ -62,18 +60,24 @@ class Outbox:
         self._closed: deque[Parcel] = deque()
 
     def __len__(self) -> int:
-        return sum(len(parcel.keys) for parcel in self._closed) + (len(self._open.keys) if self._open else 0)
+        return sum(map(len, self._closed)) + (len(self._open) if self._open else 0)
 
-    def add(self, key: str, payload: bytes, now: float, *, trade: bool) -> tuple[int, bool]:
-        """Take a tick. Returns by how much the outbox grew, and whether a parcel is full and should leave."""
+    def add(self, key: str, payload: bytes, trade: bool) -> bool:
+        """Take a tick. Returns whether a parcel is full and should leave."""
         parcel = self._open
         if parcel is None:
-            parcel = self._open = Parcel(now)
-        parcel.add(key, payload, trade=trade)
-        if parcel.full:
-            self.close_parcel()
-            return 1, True
-        return 1, False
+            parcel = self._open = Parcel(time.monotonic())
+        keys = parcel.keys  # as `Parcel.add`, without the call: this is the hot path
+        if trade:
+            parcel.trades.add(len(keys))
+        keys.append(key)
+        parcel.payloads.append(payload)
+        parcel.size = size = parcel.size + len(payload)
+        if size >= PARCEL_BYTES_MAX or len(keys) >= PARCEL_TICKS_MAX:
+            self._closed.append(parcel)
+            self._open = None
+            return True
+        return False
 
     def close_parcel(self, older_than: float = float("inf")) -> None:
         """Let the open parcel leave, if it was born before."""
@@ -103,26 +107,29 @@ class ConflatingOutbox:
     #: Entries of one parcel were published within this time, because they will share one `published_at`.
     SPAN_S = 0.05
 
-    def __init__(self) -> None:
+    def __init__(self, on_fold: Callable[[], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._on_fold, self._clock = on_fold, clock
         self._entries: dict[object, _Waiting] = {}  # in the order of the newest tick
         self._may_leave = False
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, key: str, payload: bytes, now: float, *, trade: bool) -> tuple[int, bool]:
+    def add(self, key: str, payload: bytes, trade: bool) -> bool:
         """Take a tick, as `Outbox.add`."""
+        now = self._clock()
         older = self._entries.pop(key, None)
         if trade:
             if older is not None:  # the quote that the trade followed goes first, and is conflated no more
                 self._entries[object()] = older
             self._entries[object()] = _Waiting(key, payload, now, trade=True)
-            grew = 1
         else:
-            folded = 0 if older is None else older.folded + 1
+            folded = 0
+            if older is not None:
+                folded = older.folded + 1
+                self._on_fold()
             self._entries[key] = _Waiting(key, payload, now, trade=False, folded=folded)
-            grew = 0 if older is not None else 1
-        return grew, len(self._entries) >= PARCEL_TICKS_MAX and not self._may_leave
+        return len(self._entries) >= PARCEL_TICKS_MAX and not self._may_leave
 
     def close_parcel(self, older_than: float = float("inf")) -> None:
         """Let what is here leave, if the oldest was born before."""

@@ -49,39 +49,65 @@ class Producer:
         self._names = names
         self.stream = f"{name}.{time.time_ns() // 1000:x}{uuid.uuid4().hex[:4]}"
         self._flush_s, self._outbox_max = flush_s, outbox_max
-        self._shared = Shared(redis, names, clock, self.stream, self._taken, self._end, conflate, log_frames)
+        on_fold = self._folded if conflate else None
+        self._shared = Shared(redis, names, clock, self.stream, self._taken, self._end, on_fold, log_frames)
         self._encode = msgspec.json.Encoder().encode
         self._lanes: dict[int, Lane] = {}
         self._lane_of: dict[str, Lane] = {}
         self._flush_timer: asyncio.TimerHandle | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._ended_by: BaseException | None = None
+        self._ended_by: BaseException | None = ClosedError("PubSub")
+        self.blocked = True  # whether a tick must wait for room, or will get none: not open yet, or ended
         self.pending = self.published = self.conflated = 0
 
     # --- what users call ---
 
-    async def publish(self, key: str, value: Any, *, urgent: bool, trade: bool, timeout: float | None) -> None:
-        """Put a tick into its lane's outbox; waits only while there is no room."""
+    def put(self, key: str, value: Any, trade: bool, urgent: bool) -> bool:
+        """Put a tick into its lane's outbox, while not `blocked`. Returns whether that made a frame full."""
         try:
             payload = self._encode(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-            raise PayloadError(self._names.topic, key, f"cannot be published as JSON: {exc}") from exc
+            raise PayloadError(key, f"cannot be published as JSON: {exc}") from exc
         lane = self._lane_of.get(key) or self._find_lane(key)
-        if self.pending >= self._outbox_max or self._waiting:
-            await self._wait_for_room(timeout)
-        elif self._ended_by is not None:
-            raise ClosedError("PubSub") from self._ended_by
-        grew, full = lane.outbox.add(key, payload, time.monotonic(), trade=trade)
+        full = lane.outbox.add(key, payload, trade)
         lane.accepted += 1
-        self.pending += grew
-        self.conflated += 1 - grew
-        if urgent:
+        self.pending = pending = self.pending + 1
+        if pending >= self._outbox_max:
+            self.blocked = True
+        if urgent or full:
             lane.leave_now()
-        elif full:
-            lane.leave_now()
-            await asyncio.sleep(0)  # who publishes in a tight loop lets the connection work, once per frame
         elif self._flush_timer is None:
             self._flush_timer = asyncio.get_running_loop().call_later(self._flush_s, self._flush_lanes)
+        return full
+
+    async def wait_for_room(self, timeout: float | None) -> None:
+        """
+        Return when a tick may be put, first come first served.
+
+        Raises:
+            OutboxFullError: not within `timeout` seconds.
+        """
+        if self._ended_by is not None:
+            raise ClosedError("PubSub") from self._ended_by
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        for lane in self._lanes.values():
+            lane.leave_now()
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        except TimeoutError as exc:
+            raise OutboxFullError(self._names.topic, self.pending, timeout or 0.0, self.cause) from exc
+        except asyncio.CancelledError:
+            self._let_in()  # it may have been let in a moment ago; then the next one takes its place
+            raise
+        finally:
+            if future in self._waiting:
+                self._waiting.remove(future)
+
+    def open(self) -> None:
+        """From now on ticks are taken."""
+        self._ended_by, self.blocked = None, False
 
     async def flush(self, timeout: float | None) -> None:
         """Return when the server has taken everything published so far."""
@@ -149,35 +175,23 @@ class Producer:
         self.published += count
         self._let_in()
 
+    def _folded(self) -> None:
+        self.pending -= 1
+        self.conflated += 1
+
     def _let_in(self) -> None:
+        if self._ended_by is not None:
+            return
         room = self._outbox_max - self.pending
         while self._waiting and room > 0:
             future = self._waiting.popleft()
             if not future.done():
                 future.set_result(None)
                 room -= 1
-
-    async def _wait_for_room(self, timeout: float | None) -> None:
-        if self._ended_by is not None:
-            raise ClosedError("PubSub") from self._ended_by
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        for lane in self._lanes.values():
-            lane.leave_now()
-        try:
-            async with asyncio.timeout(timeout):
-                await future
-        except TimeoutError as exc:
-            raise OutboxFullError(self._names.topic, self.pending, timeout or 0.0, self.cause) from exc
-        except asyncio.CancelledError:
-            self._let_in()  # it may have been let in a moment ago; then the next one takes its place
-            raise
-        finally:
-            if future in self._waiting:
-                self._waiting.remove(future)
+        self.blocked = bool(self._waiting) or self.pending >= self._outbox_max
 
     def _end(self, exc: BaseException) -> None:
-        self._ended_by = self._ended_by or exc
+        self._ended_by, self.blocked = self._ended_by or exc, True
         while self._waiting:
             future = self._waiting.popleft()
             if not future.done():

@@ -54,4 +54,4 @@ async def _scan(redis: Redis, names: Names, partition: int) -> list[Frame]:
 
 
 def _frames(partition: int, pairs: Sequence[tuple[str, bytes | None]] | zip[tuple[str, bytes | None]]) -> list[Frame]:
-    return [parse_stored(partition, "", key, value.decode()) for key, value in pairs if value is not None]
+    return [parse_stored(partition, "", key, value) for key, value in pairs if value is not None]

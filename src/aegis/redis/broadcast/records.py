@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 
-class Update(msgspec.Struct, frozen=True):
+class Update(msgspec.Struct, frozen=True, gc=False):
     """
     One value of one key.
 
@@ -27,7 +27,7 @@ class Update(msgspec.Struct, frozen=True):
     snapshot: bool = False
 
 
-class Gap(msgspec.Struct, frozen=True):
+class Gap(msgspec.Struct, frozen=True, gc=False):
     """
     Ticks `from_seq` to `to_seq` of one stream did not reach this subscription; newer data of it follow.
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import re
-import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
-import msgspec
-
-from aegis.errors import PayloadError, SlowConsumerError
+from aegis.errors import SlowConsumerError
 from aegis.redis.broadcast.buffers import RING, All, Buffer, Latest, Merge, TradeSafe
 from aegis.redis.broadcast.records import Gap, Update
 from aegis.redis.broadcast.wire import Frame
@@ -29,7 +26,7 @@ Overflow: TypeAlias = Literal["gap", "end"]
 _YIELD_EVERY = 256
 
 
-def make_buffer(policy: Policy, *, max_rate: float | None, ring: int, overflow: Overflow) -> Buffer:
+def make_buffer(policy: Policy, type_: Any, *, max_rate: float | None, ring: int, overflow: Overflow) -> Buffer:
     """
     The buffer of a policy.
 
@@ -48,10 +45,10 @@ def make_buffer(policy: Policy, *, max_rate: float | None, ring: int, overflow: 
         raise ValueError(f"max_rate={max_rate} must be above 0 updates per second and key")
     per_key_s = 0.0 if max_rate is None else 1 / max_rate
     if policy == "latest":
-        return Latest(per_key_s)
+        return Latest(type_, per_key_s)
     if policy == "merge":
-        return Merge(per_key_s)
-    return (TradeSafe if policy == "trade_safe" else All)(ring, end_on_overflow=overflow == "end")
+        return Merge(type_, per_key_s)
+    return (TradeSafe if policy == "trade_safe" else All)(type_, ring, end_on_overflow=overflow == "end")
 
 
 class Wanted:
@@ -104,16 +101,14 @@ class Subscription:
     and the next `anext` goes on after it.
     """
 
-    def __init__(self, wanted: Wanted, type_: Any, buffer: Buffer, home: Home, *, ring: int = RING) -> None:
+    def __init__(self, wanted: Wanted, buffer: Buffer, home: Home, *, ring: int = RING) -> None:
         self.wanted, self._home, self._buffer, self._ring = wanted, home, buffer, ring
-        self._decode = msgspec.json.Decoder(type_).decode
         self._aside: dict[int, list[Frame]] = {}  # by partition, while it is being read
         self._after: dict[int, int] = {}  # by partition: newest version that the snapshot holds
         self._something = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._ended = False
-        self._taken = 0
-        self.delivered = self.gaps = 0
+        self._turn_left = _YIELD_EVERY
 
     def __repr__(self) -> str:
         state = "ended" if self._ended else "joining" if self._aside else "live" if self._after else "new"
@@ -133,18 +128,17 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Update | Gap:
-        self._taken += 1
-        if self._taken % _YIELD_EVERY == 0:
+        self._turn_left -= 1
+        if not self._turn_left:
+            self._turn_left = _YIELD_EVERY
             await asyncio.sleep(0)  # before taking: a cancellation here loses nothing
-        while True:
-            event = self._take()
-            if event is not None:
-                return event
+        while (event := self._buffer.take()) is None:
             if self._buffer.overflowed:
                 raise SlowConsumerError(self._home.topic, self._ring)
             if self._ended:
                 raise StopAsyncIteration
             await self._wait()
+        return event
 
     @property
     def live(self) -> bool:
@@ -200,35 +194,22 @@ class Subscription:
         if aside is not None:
             aside.append(frame)
         elif places and frame.version > self._after.get(frame.partition, 0):
-            self._buffer.offer(frame, places, time.monotonic())
+            self._buffer.offer(frame, places)
             self._something.set()
 
     def report(self, gap: Gap) -> None:
         """A loss, before anything newer of its stream."""
-        self.gaps += 1
         self._buffer.report(gap)
         self._something.set()
 
     # --- the consumer's side ---
 
-    def _take(self) -> Update | Gap | None:
-        item = self._buffer.take(time.monotonic())
-        if item is None or isinstance(item, Gap):
-            return item
-        key, payload, version, at_us, folded, snapshot = item
-        self.delivered += 1
-        try:
-            value = self._decode(payload)
-        except msgspec.DecodeError as exc:
-            raise PayloadError(self._home.topic, key, f"does not fit the subscription's type: {exc}") from exc
-        return Update(key, value, version, folded, at_us / 1e6, snapshot)
-
     async def _wait(self) -> None:
         """Return when something may be there."""
         self._something.clear()
-        due = self._buffer.due()
-        if due is not None:
-            self._timer = asyncio.get_running_loop().call_later(due - time.monotonic(), self._something.set)
+        due_in_s = self._buffer.due_in_s()
+        if due_in_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(due_in_s, self._something.set)
         try:
             await self._something.wait()
         finally:

@@ -73,7 +73,7 @@ class Frame:
         version: int,
         at_us: int,
         keys: Sequence[str],
-        payloads: Sequence[str],
+        payloads: Sequence[bytes],
         kinds: str = "",
         folded: Sequence[int] = (),
         snapshot: bool = False,
@@ -91,36 +91,48 @@ class Frame:
         return f"<Frame {self.partition}/{self.stream} seq={self.seq}-{self.last_seq} version={self.version}>"
 
 
+class Body(msgspec.Struct, array_like=True):
+    """What the producer says of a frame; the script puts life, version and time before it, and does not look inside."""
+
+    stream: str
+    seq: int
+    kinds: str  #: one letter per tick, "q"uote or "t"rade; empty: all are quotes
+    folded: list[int]  #: how many older ticks the producer folded into each; empty: none
+    keys: list[str]
+    payloads: list[bytes]
+
+
+pack_body = msgspec.msgpack.Encoder().encode
+_Body = msgspec.msgpack.Decoder(Body)
 _Flat = msgspec.msgpack.Decoder(list[str])
-_Folded = msgspec.json.Decoder(list[int])
-_HEADER_FIELDS = 10
 
 
 def parse_frame(partition: int, message: bytes) -> Frame:
     """A message of `quotes_publish.lua`, taken apart."""
-    flat = _Flat.decode(message)
-    _, life, stream, seq, at, version, kinds, folded, _, _ = flat[:_HEADER_FIELDS]
-    keys, payloads = flat[_HEADER_FIELDS::2], flat[_HEADER_FIELDS + 1 :: 2]
-    many = _Folded.decode(folded) if folded else ()
-    return Frame(partition, life, stream, int(seq), int(version), int(at), keys, payloads, kinds, many)
+    head, _, packed = message.partition(b"\n")
+    life, version, at = head[1:].decode().split(" ")
+    body = _Body.decode(packed)
+    seq, keys, payloads = body.seq, body.keys, body.payloads
+    return Frame(partition, life, body.stream, seq, int(version), int(at), keys, payloads, body.kinds, body.folded)
 
 
-def stored_value(version: int, seq: int, at_us: int, stream: str, index: int, payload: bytes) -> bytes:  # noqa: PLR0917
+def stored_value(version: int, seq: int, at_us: int, stream: str, payload: bytes) -> bytes:
     """A field of the book, as `quotes_publish.lua` writes it."""
-    return b"%d %d %d %s %d %s" % (version, seq, at_us, stream.encode(), index, payload)
+    return b"%d %d %d %s %s" % (version, seq, at_us, stream.encode(), payload)
 
 
-def parse_stored(partition: int, life: str, key: str, stored: str) -> Frame:
+def parse_stored(partition: int, life: str, key: str, stored: bytes) -> Frame:
     """A field of the book, as a frame of one tick."""
-    version, seq, at, stream, index, payload = stored.split(" ", 5)
-    i = int(index)
-    return Frame(partition, life, stream, int(seq) + i, int(version) + i, int(at), (key,), (payload,), snapshot=True)
+    version, seq, at, stream, payload = stored.split(b" ", 4)
+    name = stream.decode()
+    return Frame(partition, life, name, int(seq), int(version), int(at), (key,), (payload,), snapshot=True)
 
 
 def parse_restored(partition: int, life: str, message: bytes) -> list[Frame]:
     """A message of `quotes_restore.lua`, without its first letter."""
     flat = _Flat.decode(message)
-    return [parse_stored(partition, life, *pair) for pair in zip(flat[::2], flat[1::2], strict=True)]
+    pairs = zip(flat[::2], flat[1::2], strict=True)
+    return [parse_stored(partition, life, key, stored.encode()) for key, stored in pairs]
 
 
 @dataclass(frozen=True, slots=True)

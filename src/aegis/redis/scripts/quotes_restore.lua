@@ -7,10 +7,7 @@
 -- ARGV[7]  newest version that the producer knows
 -- ARGV[8..] key, value as stored, key, value, ...
 -- returns  {life, how many were written}; those are announced: "r" and a MessagePack array of key, value, key, value
-local function version_of(stored)
-  local first, index = string.match(stored, '^(%d+) %d+ %d+ %S+ (%d+) ')
-  return tonumber(first) + tonumber(index)
-end
+local function version_of(stored) return tonumber(string.match(stored, '^%d+')) end
 local packed = redis.call('HGET', KEYS[1], '')
 local header = packed and cmsgpack.unpack(packed) or {ARGV[2], 0, {}}
 local fields = {}
