@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import aegis.upstream
+from aegis.cli import COMMANDS
+from aegis.config import registry
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -70,6 +75,57 @@ def test_the_index_names_every_page():
     index = (DOCS / "index.md").read_text()
     missing = [page.name for page in DOCS.glob("*.md") if page.name != "index.md" and f"]({page.name})" not in index]
     assert not missing, f"add {missing} to docs/index.md"
+
+
+def spans(page: Path) -> set[str]:
+    return set(re.findall(r"`([^`\n]+)`", prose(page.read_text())))
+
+
+PAGES = sorted([*ROOT.glob("README*.md"), *DOCS.glob("*.md")])
+
+
+VARIABLES = {variable.name for variable in registry()}
+FAMILIES = r"((?:REDIS|DB|DATABASE|HTTP|KIS|DART|NAVER|LOG|METRICS|AEGIS)_[A-Z_]+)(?:=.*)?"
+#: Presets look like variables; the proxy is everybody's; and one slip is shown as a slip.
+NOT_OURS = {name for name in aegis.upstream.__all__ if name.isupper()} | {"HTTP_PROXY", "KIS_APP_SECRETT"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_the_text_exist(page: Path):
+    """Every `aegis.x.Y` can be imported, every `aegis command` is one, every variable is in the registry."""
+    for span in spans(page):
+        if re.fullmatch(r"aegis(\.\w+)+(\(.*\))?", span):
+            assert resolved(span.partition("(")[0]), span
+        command = re.match(r"aegis (?!-)(\w+)", span)
+        if command:
+            assert command[1] in COMMANDS, span
+        variable = re.fullmatch(FAMILIES, span)
+        if variable:
+            name = variable[1]
+            assert name.removesuffix("_FILE") in VARIABLES or name in VARIABLES | NOT_OURS, (
+                f"{name} is not in the registry"
+            )
+
+
+def resolved(dotted: str) -> bool:
+    """A module, or a chain of attributes of one."""
+    parts = dotted.split(".")
+    for at in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:at]))
+        except ImportError:
+            continue
+        try:
+            for part in parts[at:]:
+                value = getattr(value, part)
+        except AttributeError:
+            return dotted in LOGGERS
+        return True
+    return False
+
+
+#: Names of loggers look like modules.
+LOGGERS = {"aegis.redis", "aegis.runtime", "aegis.config"}
 
 
 # --- the Korean README ------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ Importing `aegis` is quick: rooms are imported when their names are first used.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from aegis.redis import RateLimiter as RateLimiter
     from aegis.redis import Redis as Redis
     from aegis.runtime import Runtime as Runtime
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a program that configures no logging sees nothing
 
 __version__ = "0.1.0"
 

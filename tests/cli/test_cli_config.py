@@ -112,3 +112,10 @@ def test_check_connects_only_when_told_to(aegis):
     assert done.returncode == 1
     assert "127.0.0.1:1" in done.stdout
     assert aegis("check", "--connect", REDIS_DB="x").returncode == 78
+
+
+def test_what_the_page_shows_is_what_is_said(aegis):
+    """The console in docs/configuration.md is no drawing."""
+    done = aegis("check", REDIS_PORT="1e3", KIS_APP_SECRETT="x")
+    assert done.stderr in docs_text()
+    assert f"$ echo $?\n{done.returncode}\n" in docs_text()

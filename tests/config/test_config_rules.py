@@ -122,7 +122,9 @@ def test_paper_and_real_money_are_never_mixed(virtual, host):
     assert (problem.variable, problem.against) == ("KIS_BASE_URL", "KIS_IS_VIRTUAL")
 
 
-@pytest.mark.parametrize("url", ["opendart.fss.or.kr", "ftp://x", "https://", "https://me:hidden@x", "https://x?k=1"])
+@pytest.mark.parametrize(
+    "url", ["opendart.fss.or.kr", "ftp://x", "https://", "https://me:hidden@x", "https://x?k=1", "https://x:0"]
+)
 def test_addresses_of_services_are_addresses(url):
     """A scheme, a host, no login; a login is not repeated."""
     with pytest.raises(ConfigError) as raised:
@@ -137,3 +139,30 @@ def test_production_is_warned_of_what_is_not_shared(caplog):
     assert [message.partition(":")[0] for message in caplog.messages] == ["REDIS_URL", "DATABASE_URL"]
     Config.load({"ENV": "production", "REDIS_ENABLED": "false"}, None)
     assert "no limit holds" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("REDIS_PORT", "65536"),
+        ("REDIS_PORT", "-1"),
+        ("REDIS_DB", "-1"),
+        ("DB_MAX_CONNS", "0"),
+        ("HTTP_MAX_BODY", "0"),
+        ("REDIS_CONNECT_TIMEOUT", "0"),
+        ("HTTP_TIMEOUT", "0s"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(variable, text):
+    """Each bound of each kind."""
+    with pytest.raises(ConfigError) as raised:
+        Config.load({variable: text}, None)
+    assert {problem.variable for problem in raised.value.details} == {variable}
+
+
+def test_the_ends_of_the_ranges_are_in():
+    """0 is a port (any free one), a number of a database, and no bound for a statement."""
+    environ = {"REDIS_PORT": "65535", "PORT": "0", "REDIS_DB": "0", "DB_MIN_CONNS": "0", "DB_MAX_CONNS": "1"}
+    config = Config.load({**environ, "DB_STATEMENT_TIMEOUT": "0", "DB_LOCK_TIMEOUT": "1ms", "HTTP_MAX_BODY": "1"}, None)
+    assert (config.redis.port, config.port, config.database.min_conns) == (65_535, 0, 0)
+    assert (config.database.statement_timeout, config.database.lock_timeout) == (0.0, 0.001)

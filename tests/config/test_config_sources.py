@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -190,3 +192,10 @@ def test_bad_overrides_name_their_source():
     """They are checked like everything else."""
     assert found(overrides={"REDIS_DB": "x"})["REDIS_DB"].source == "argument"
     assert found(overrides={"REDIS_DBB": "x"})["REDIS_DBB"].suggestion == "REDIS_DB"
+
+
+def test_a_process_that_configures_no_logging_sees_nothing():
+    """Warnings are for the log, not for the standard error of whoever imports us."""
+    code = "from aegis import Config; Config.load({'ENV': 'production', 'REDIS_ENABLED': 'false'}, None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

@@ -17,7 +17,7 @@ from aegis.doctor.ports import examine_ports
 from aegis.doctor.postgres import examine_postgres
 from aegis.doctor.redis import examine_redis
 from aegis.doctor.upstreams import examine_upstreams
-from aegis.embedded import EmbeddedPostgres, EmbeddedValkey
+from aegis.embedded import EmbeddedCluster, EmbeddedPostgres, EmbeddedValkey
 from aegis.redis import Rate, RateLimit, Redis
 from aegis.runtime import Runtime
 from aegis.testing import FaultProxy
@@ -94,6 +94,14 @@ async def test_a_replica_and_an_append_only_file_are_told(valkey_server):
     assert found["role"].verdict is Verdict.FAILED
     assert f"127.0.0.1:{valkey_server.port}" in found["role"].remedy
     assert found["persistence"].verdict is Verdict.OK
+
+
+async def test_a_cluster_is_looked_at_as_a_whole():
+    """Every line works through the cluster's client, and its state is told."""
+    with EmbeddedCluster(replicas=0) as cluster:
+        found = await redis_findings(REDIS_URL=cluster.url)
+    assert {check for check, finding in found.items() if finding.verdict is not Verdict.OK} == {"persistence"}
+    assert "3 nodes, 16384 slots" in found["cluster"].seen
 
 
 async def test_what_an_acl_user_may_not_do_is_named(valkey_server, redis):

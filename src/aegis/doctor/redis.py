@@ -71,6 +71,8 @@ async def _connected(redis: Redis, config: RedisConfig, prefix: str) -> AsyncIte
     else:
         for finding in (_version(info), _role(info), *_memory(info), _persistence(info), _clients(info)):
             yield finding
+        if info.get("cluster_enabled") == "1":
+            yield await _cluster(redis)
     yield await _clock(redis)
     yield await _scripts(redis, prefix)
     yield await _broadcast(redis, prefix)
@@ -138,6 +140,15 @@ def _clients(info: Mapping[str, str]) -> Finding:
     used, most = int(info.get("connected_clients", 0)), int(info.get("maxclients", 0))
     seen = f"{used} of {most} connections" if most else f"{used} connections"
     return _AREA.judged("clients", seen, bool(most) and used > _FULL * most, "raise maxclients, or find who leaks them")
+
+
+async def _cluster(redis: Redis) -> Finding:
+    state = _parsed(await redis.execute("CLUSTER", "INFO"))
+    nodes, slots = state.get("cluster_known_nodes"), state.get("cluster_slots_ok")
+    seen = f"{state.get('cluster_state')}, {nodes} nodes, {slots} slots; the lines above are one node's"
+    if state.get("cluster_state") == "ok":
+        return _AREA.ok("cluster", seen)
+    return _AREA.failed("cluster", seen, "a primary is gone and has no replica: start it, or add replicas")
 
 
 async def _clock(redis: Redis) -> Finding:
