@@ -181,15 +181,10 @@ class _ShelfWithAnotherConfig:
     """The shelf, with another way to the server for its feed."""
 
     def __init__(self, shelf, config) -> None:
-        self._shelf, self.redis = shelf, _Config(config)
+        self._shelf, self.redis = shelf, Redis(config)
 
     def __getattr__(self, name):
         return getattr(self._shelf, name)
-
-
-class _Config:
-    def __init__(self, config) -> None:
-        self.config = config
 
 
 @pytest.mark.parametrize("fault", ["half-open", "reset", "frozen"])

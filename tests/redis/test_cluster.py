@@ -27,7 +27,7 @@ async def test_a_thousand_keys_are_spread_and_each_is_found(cluster: Redis) -> N
     assert await cluster.pipeline([("GET", key) for key in keys]) == expected
     assert await cluster.execute("DBSIZE") == 1000
     assert sorted(await cluster.execute("KEYS", "k*")) == sorted(expected)
-    sizes = [await node.ask(("DBSIZE",), 5.0) for node in cluster._servers.nodes]
+    sizes = [await node.ask(("DBSIZE",), 5.0) for node in cluster.servers.nodes]
     assert all(250 < size < 420 for size in sizes)
     stats = cluster.stats()
     assert (stats.state, stats.connections, stats.reconnects, stats.errors) == ("connected", 3, 0, {})
@@ -147,7 +147,7 @@ async def test_a_client_with_an_old_map_learns_from_one_redirection(valkey_clust
         await client.execute("SET", tag, 1)
         await asyncio.to_thread(valkey_cluster.move_slot, slot, target)
         assert await client.execute("GET", tag) == b"1"
-        assert client._servers.owner(slot).config.port == target.port
+        assert client.servers.owner(slot).config.port == target.port
         assert client.stats().connections == 3
     await asyncio.to_thread(valkey_cluster.move_slot, slot, source)
 
@@ -182,7 +182,7 @@ async def test_an_acl_user_logs_in_at_every_node(caplog: pytest.LogCaptureFixtur
                 await asyncio.gather(*(client.execute("SET", f"k{i}", i) for i in range(100)))
                 assert all(
                     b"user=collector" in info and b"name=prices" in info
-                    for info in [await node.ask(("CLIENT", "INFO"), 5.0) for node in client._servers.nodes]
+                    for info in [await node.ask(("CLIENT", "INFO"), 5.0) for node in client.servers.nodes]
                 )
                 assert await client.raw.get("k1") == b"1"
             with pytest.raises(RedisUnavailableError, match="WRONGPASS"):

@@ -17,7 +17,6 @@ from aegis.config import RedisConfig
 from aegis.redis import Lane, Rate, RateLimit, Redis
 from aegis.redis._limit_counts import Counts
 from aegis.redis._limit_gate import Gate, Grant, LaneAsk, Run
-from aegis.redis._limit_server import ServerWatch
 
 START_US = 1_900_000_000_123_457
 RATES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 5_000_000)), min_size=1, max_size=3)
@@ -28,7 +27,7 @@ def limit_of(rates: list[tuple[int, int]]) -> RateLimit:
 
 
 def gate_of(redis: Redis, limit: RateLimit, me: str = "me") -> Gate:
-    return Gate(redis, ServerWatch(redis), limit, "{rule}", me, counts=Counts())
+    return Gate(redis, {}, limit, "{rule}", me, counts=Counts())
 
 
 def on_a_server(valkey_server, run: Callable[[Redis], Awaitable[None]]) -> None:

@@ -116,7 +116,7 @@ class EmbeddedCluster:
         return asking(node, self._options.get("requirepass"))
 
     def primary_of(self, slot: int) -> EmbeddedValkey:
-        """The node that serves `slot`, as the first running node sees it; waits for the end of an election."""
+        """The node that serves `slot`, as the first node sees it that answers; waits for the end of an election."""
         return self._shard_of(slot)[0]
 
     def replicas_of(self, slot: int) -> list[EmbeddedValkey]:
@@ -124,8 +124,8 @@ class EmbeddedCluster:
         return self._shard_of(slot)[1:]
 
     def wait_until_whole(self, timeout_s: float = _FORMED_WITHIN_S) -> None:
-        """Return when every running node sees all of them, every slot served, and its own replication in step."""
-        with self._asking_all([node for node in self.nodes if node.running]) as asks:
+        """Return when every responsive node sees all of them, every slot served, and itself in step."""
+        with self._asking_all([node for node in self.nodes if node.responsive]) as asks:
             until(lambda: all(_whole(ask, len(asks)) for ask in asks), "the cluster to be whole", timeout_s)
 
     def move_slot(self, slot: int, target: EmbeddedValkey, *, batch: int = 100) -> None:
@@ -146,7 +146,9 @@ class EmbeddedCluster:
         found: list[EmbeddedValkey] = []
 
         def look() -> bool:
-            found[:] = next(filter(None, (self._shard_seen_by(node, slot) for node in self.nodes if node.running)), [])
+            found[:] = next(
+                filter(None, (self._shard_seen_by(node, slot) for node in self.nodes if node.responsive)), []
+            )
             return bool(found)
 
         until(look, f"somebody to serve slot {slot}", _FORMED_WITHIN_S)

@@ -109,7 +109,7 @@ class EmbeddedSentinel:
     def primary(self) -> EmbeddedValkey:
         """The primary as the first Sentinel sees it that answers."""
         for sentinel in self.sentinels:
-            if sentinel.running:
+            if sentinel.responsive:
                 with asking(sentinel) as ask, contextlib.suppress(OSError, redis_error()):
                     port = int(ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)[1])
                     return next(server for server in self.servers if server.port == port)
@@ -127,10 +127,10 @@ class EmbeddedSentinel:
         return True
 
     def _formed(self) -> bool:
-        followers = len([server for server in self.servers if server.running]) - 1
-        others = len([sentinel for sentinel in self.sentinels if sentinel.running]) - 1
+        followers = len([server for server in self.servers if server.responsive]) - 1
+        others = len([sentinel for sentinel in self.sentinels if sentinel.responsive]) - 1
         for sentinel in self.sentinels:
-            if not sentinel.running:
+            if not sentinel.responsive:
                 continue
             with asking(sentinel) as ask:
                 primary = _fields(ask("SENTINEL", "MASTER", self.name))

@@ -55,7 +55,7 @@ class EmbeddedValkey:
         self._flags = ("--sentinel",) if sentinel else ()
         self._server: GuardedServer | None = None
         self._directory: Path | None = None
-        self._killed = False
+        self._killed = self._paused = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -93,6 +93,11 @@ class EmbeddedValkey:
         """Whether it was started, and neither stopped nor killed since."""
         return self._server is not None and not self._killed
 
+    @property
+    def responsive(self) -> bool:
+        """Whether it is running, and not paused."""
+        return self.running and not self._paused
+
     def start(self) -> None:
         """Start it and wait until it answers. One that was killed finds its files again."""
         files = self._files_of_the_killed() if self._killed else {}
@@ -127,14 +132,16 @@ class EmbeddedValkey:
     def pause(self) -> None:
         """Stop its clock (SIGSTOP): connections stay open, nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
+        self._paused = True
 
     def resume(self) -> None:
         """End the pause."""
         os.kill(self.pid, signal.SIGCONT)
+        self._paused = False
 
     def stop(self) -> None:
         """Stop it and remove its directory. Idempotent."""
-        server, self._server, self._killed = self._server, None, False
+        server, self._server, self._killed, self._paused = self._server, None, False, False
         if server is not None:
             server.stop()
             self._directory = None

@@ -1,7 +1,8 @@
 """
 A cluster: one link per primary, each command to the one that owns its slot.
 
-States of a slot: owned and connected; owned and not connected (its commands wait); without an owner (the same). One
+States of a slot: owned and confirmed; owned, but its owner's connection was lost, or has come back and no survey has
+confirmed yet that it was not replaced meanwhile (its commands wait); without an owner (the same). One
 task of this object, the survey, begins whenever something contradicts what is known (a redirection, a lost link,
 CLUSTERDOWN) and asks the nodes until every slot has an owner that is connected. Whoever waits, waits for `_changed`,
 each until its own deadline: a failover is bounded by the caller's time, and what is not sent by then is said to be so.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from hiredis import ReplyError
@@ -28,7 +29,7 @@ from aegis.redis._link import pack
 from aegis.redis._node import Node, NodeGoneError
 from aegis.redis._open import open_link
 from aegis.redis._shared import Command, command_name
-from aegis.redis._slots import is_everywhere, one_slot, slot_of
+from aegis.redis._slots import is_everywhere, one_slot, slot_of, slot_of_key
 from aegis.redis._stats import Counters
 from aegis.redis._topology import Place, Topology, View, parse_view
 from aegis.redis._waiters import LinkLostError, Reply, ReplyLateError
@@ -51,12 +52,14 @@ class Cluster:
         self.topology = Topology()
         self._nodes: dict[Place, Node] = {}
         self._retired: list[Node] = []
+        self._unconfirmed: set[Place] = set()  # lost since; who comes back may have been replaced meanwhile
         self._open = False
         self._survey: asyncio.Task[None] | None = None
         self._doubts = 0  # how often the map has been contradicted
         self._waiting = 0
         self._changed: asyncio.Future[None] | None = None
         self._cause = ""
+        self._followers: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return f"<Cluster {self.state} nodes={len(self._nodes)}>"
@@ -155,12 +158,12 @@ class Cluster:
                         return reply
                     word, _, rest = str(reply).partition(" ")
             except NodeGoneError as exc:
-                self._doubt(str(exc))
+                self.doubt(str(exc))
                 continue
             if word == "MOVED":
                 self._moved(slot, rest, node)
             elif word in _NOT_NOW:
-                self._doubt(str(reply))
+                self.doubt(str(reply))
             elif word != "ASK":
                 return reply
             if not await attempts.pause(redirected=word in {"MOVED", "ASK"}):
@@ -192,7 +195,7 @@ class Cluster:
         for at, command in enumerate(commands):
             slot = slot_of(command)
             node = None if is_everywhere(command) else self._any() if slot is None else self.owner(slot)
-            key = id(node) if node is not None and node.state == "connected" else -1
+            key = id(node) if node is not None and self._serves(node) else -1
             groups.setdefault(key, []).append(at)
             if node is not None:
                 nodes[id(node)] = node
@@ -203,7 +206,7 @@ class Cluster:
             try:
                 answers = await node.ask_each([commands[at] for at in places], deadline - loop.time())
             except NodeGoneError as exc:
-                self._doubt(str(exc))
+                self.doubt(str(exc))
                 return places
             for at, reply in zip(places, answers, strict=True):
                 replies[at] = reply
@@ -228,7 +231,7 @@ class Cluster:
             try:
                 replies = await node.transact(commands, attempts.left_s())
             except NodeGoneError as exc:
-                self._doubt(str(exc))
+                self.doubt(str(exc))
                 continue
             refusal = next((reply for reply in replies if _is_not_here(reply)), None)
             if refusal is None:
@@ -237,7 +240,7 @@ class Cluster:
             if word == "MOVED":
                 self._moved(slot, rest, node)
             else:
-                self._doubt(str(refusal))
+                self.doubt(str(refusal))
             if not await attempts.pause(redirected=word == "MOVED"):
                 return replies
 
@@ -253,10 +256,19 @@ class Cluster:
                 return [key for reply in replies for key in reply]
         return replies[0]
 
+    def connection_for(self, key: str) -> int:
+        """The number of the connection to the owner of the key's slot; 0 while there is none."""
+        node = self.owner(slot_of_key(key))
+        return node.steady.connection if node is not None else 0
+
+    async def ask_server_of(self, key: str, args: Command, timeout_s: float) -> Reply:
+        """As `ask`, of the owner of the key's slot."""
+        return await self._ask(slot_of_key(key), args, timeout_s)
+
     def refused(self, reply: ReplyError) -> None:
         """A caller is about to be told so; a primary that is read-only is one no more."""
         if str(reply).startswith("READONLY"):
-            self._doubt(str(reply))
+            self.doubt(str(reply))
 
     # --- who serves ---
 
@@ -266,9 +278,9 @@ class Cluster:
             if not self._open:
                 raise ClosedError("Redis")
             node = self._any() if slot is None else self.owner(slot)
-            if node is not None and node.state == "connected":
+            if node is not None and self._serves(node):
                 return node
-            self._doubt(node.steady.cause if node is not None else f"nobody serves slot {slot}")
+            self.doubt(node.steady.cause if node is not None else f"nobody serves slot {slot}")
             assert self._changed is not None
             self._waiting += 1
             try:
@@ -283,14 +295,17 @@ class Cluster:
 
     def _any(self) -> Node | None:
         nodes = self.nodes
-        return next((node for node in nodes if node.state == "connected"), nodes[0] if nodes else None)
+        return next((node for node in nodes if self._serves(node)), nodes[0] if nodes else None)
+
+    def _serves(self, node: Node) -> bool:
+        return node.state == "connected" and node.place not in self._unconfirmed
 
     def _moved(self, slot: int | None, rest: str, by: Node) -> None:
         """One node says that another owns the slot: believe it at once, and look whether more has changed."""
         node = self._node_at(rest, by)
         if slot is not None:
-            self.topology.owners[slot] = Place(node.config.host, node.config.port)
-        self._doubt(f"slot {slot} has moved")
+            self.topology.owners[slot] = node.place
+        self.doubt(f"slot {slot} has moved")
 
     def _node_at(self, rest: str, by: Node) -> Node:
         """The node that a redirection `slot host:port` names; one that we did not know joins."""
@@ -305,8 +320,9 @@ class Cluster:
     def _new_node(self, place: Place) -> Node:
         def changed() -> None:
             if node.state == "reconnecting":
+                self._unconfirmed.add(place)
                 node.steady.evict()
-                self._doubt(node.steady.cause)
+                self.doubt(node.steady.cause)
             self._notify()
 
         node = Node(self.config.at(*place), self._counters, on_change=changed, one_of_several=True)
@@ -322,11 +338,10 @@ class Cluster:
     @property
     def _whole(self) -> bool:
         return self.topology.complete and all(
-            (node := self._nodes.get(place)) is not None and node.state == "connected"
-            for place in self.topology.primaries
+            (node := self._nodes.get(place)) is not None and self._serves(node) for place in self.topology.primaries
         )
 
-    def _doubt(self, cause: str) -> None:
+    def doubt(self, cause: str) -> None:
         """What we know is contradicted: look again, unless we are looking."""
         self._cause = cause
         self._doubts += 1
@@ -343,15 +358,19 @@ class Cluster:
                 attempt += 1
                 connected = [place for place, node in self._nodes.items() if node.state == "connected"]
                 everybody = {*self.topology.places, *connected, *(Place(*seed) for seed in self.config.seeds)}
-                await self._look_around(connected if self._whole else everybody)
+                if await self._look_around(connected if self._whole else everybody):
+                    self._unconfirmed.difference_update(connected)  # they were connected before the others were asked
                 self._follow()
         finally:
             if self._survey is asyncio.current_task():
                 self._survey = None
 
-    async def _look_around(self, places: Sequence[Place] | set[Place]) -> None:
-        views = await asyncio.gather(*(self._view_of(place) for place in places))
-        self.topology.learn(view for view in views if view is not None)
+    async def _look_around(self, places: Sequence[Place] | set[Place]) -> bool:
+        """Whether at least half of those asked have told their view: a majority of the cluster, or nearly."""
+        answers = await asyncio.gather(*(self._view_of(place) for place in places))
+        views = [view for view in answers if view is not None]
+        self.topology.learn(views)
+        return 2 * len(views) >= len(places)
 
     async def _view_of(self, place: Place) -> View | None:
         node = self._nodes.get(place)
@@ -377,9 +396,22 @@ class Cluster:
             node.steady.start()
         for place in self._nodes.keys() - primaries:
             node = self._nodes.pop(place)
+            self._unconfirmed.discard(place)
             node.steady.retire()
             self._retired = [*(old for old in self._retired if old.steady.draining), node]
         self._notify()
+        for follow in tuple(self._followers):
+            follow()
+
+    def on_topology(self, follow: Callable[[], None]) -> Callable[[], None]:
+        """Call `follow()` after each look at the map. Returns a function that ends it."""
+        self._followers.append(follow)
+
+        def forget() -> None:
+            if follow in self._followers:
+                self._followers.remove(follow)
+
+        return forget
 
 
 class _Attempts:

@@ -21,9 +21,13 @@ from aegis.config import RedisConfig
 from aegis.errors import RedisUnavailableError
 from aegis.redis._link import Link, pack
 from aegis.redis._open import open_link
+from aegis.redis._raw import locate_server
+from aegis.redis._slots import slot_of_key
 
 log = logging.getLogger("aegis.redis")
 
+SetUp = tuple[str | bytes | int, ...]  #: a command that prepares the connection
+INVALIDATIONS = b"__redis__:invalidate"  #: on RESP2, the channel of CLIENT TRACKING
 #: Stands for the connection's own id in a `setup` command (CLIENT TRACKING ON REDIRECT <own id>).
 OWN_ID = "{own client id}"
 _PING_EVERY_S = 1.0
@@ -38,7 +42,11 @@ class Feed:
 
     `on_message(channel, payload)` gets every message; `on_up()` is called after every (re)subscription, `on_down(why)`
     whenever messages may have been missed from now on. `on_heard(sent_at)` is called after each answered PING with the
-    monotonic time at which that was sent: whatever the server had pushed before it has been delivered.
+    monotonic time at which that was sent: whatever the server had pushed before it has been delivered. With Sentinels
+    the primary is asked for before each connection.
+
+    For a feed of one of several servers (`Feeds`): `sharded` channels, `on_subscribed(channel)` when one is confirmed,
+    and `on_gone(channel, why)` when this server does not serve it (any more).
     """
 
     def __init__(
@@ -48,11 +56,16 @@ class Feed:
         on_up: Callable[[], None],
         on_down: Callable[[str], None],
         *,
-        setup: Iterable[tuple[str | bytes | int, ...]] = (),
+        setup: Iterable[SetUp] = (),
         on_heard: Callable[[float], None] | None = None,
+        sharded: bool = False,
+        on_subscribed: Callable[[bytes], None] = lambda _: None,
+        on_gone: Callable[[bytes, str], None] = lambda _, __: None,
     ) -> None:
         self._config, self._on_message, self._on_up, self._on_down = config, on_message, on_up, on_down
         self._setup, self._on_heard = tuple(setup), on_heard
+        self._on_subscribed, self._on_gone = on_subscribed, on_gone
+        self._verb = "S" if sharded else ""
         self._channels: set[bytes] = set()
         self._acks: dict[bytes, list[asyncio.Future[None]]] = {}
         self._link: Link | None = None
@@ -99,14 +112,15 @@ class Feed:
         self._channels.difference_update(channels)
         self._ask("UNSUBSCRIBE", channels)
 
-    async def barrier(self) -> None:
+    async def barrier(self, channel: bytes | None = None) -> None:
         """
-        Return when everything that the server had pushed before has been delivered here.
+        Return when everything that the server had pushed before has been delivered here, on `channel` or on all.
 
         Raises:
             ConnectionError: there is no connection, or it was lost meanwhile.
             TimeoutError: the server did not answer.
         """
+        del channel  # one connection, one order
         link = self._link
         if link is None:
             raise ConnectionResetError("not connected")
@@ -125,8 +139,9 @@ class Feed:
 
     def _ask(self, command: str, channels: Sequence[bytes]) -> None:
         if self._link is not None:
-            for start in range(0, len(channels), _CHANNELS_PER_COMMAND):
-                self._link.write(pack((command, *channels[start : start + _CHANNELS_PER_COMMAND])))
+            step = 1 if self._verb else _CHANNELS_PER_COMMAND  # sharded ones of one command must be of one slot
+            for start in range(0, len(channels), step):
+                self._link.write(pack((self._verb + command, *channels[start : start + step])))
 
     async def _run(self) -> None:
         backoff, attempt = Backoff(0.05, 2.0), 0
@@ -142,7 +157,8 @@ class Feed:
             await asyncio.sleep(backoff.delay_s(max(attempt, 1)))
 
     async def _serve_one_link(self) -> None:
-        link = await open_link(self._config, self._lost, self._push)
+        config = await locate_server(self._config)
+        link = await open_link(config, self._lost, self._push, primary=self._config.mode == "sentinel")
         try:
             await self._set_up(link)
             self._link = link
@@ -185,12 +201,26 @@ class Feed:
 
     def _push(self, reply: list[Any]) -> None:
         kind = reply[0]
-        if kind == b"message":
+        if kind in {b"message", b"smessage"}:
             self._on_message(reply[1], reply[2])
-        elif kind == b"subscribe":
+        elif kind in {b"subscribe", b"ssubscribe"}:
             for future in self._acks.pop(reply[1], ()):
                 if not future.done():
                     future.set_result(None)
+            self._on_subscribed(reply[1])
+        elif kind == b"sunsubscribe" and reply[1] in self._channels:  # not asked for: its slot has moved away
+            self._channels.discard(reply[1])
+            self._on_gone(reply[1], "a channel's slot has moved")
+        elif isinstance(kind, hiredis.ReplyError):  # the answer to SSUBSCRIBE of a slot that is not served here
+            for channel in self._refused_by(str(kind)):
+                self._channels.discard(channel)
+                self._on_gone(channel, str(kind))
+
+    def _refused_by(self, refusal: str) -> list[bytes]:
+        """The channels that a redirection is about; all of them where it names no slot."""
+        word, _, rest = refusal.partition(" ")
+        slot = rest.partition(" ")[0]
+        return [c for c in self._channels if word != "MOVED" or str(slot_of_key(c)) == slot]
 
     def _lost(self, reason: str) -> None:
         self._lost_event.set()

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from aegis.config import RedisConfig
 from aegis.redis._feed import Feed
+from aegis.redis._feeds import Feeds, make_feed
+from aegis.redis.client import Redis
 
 
 class Listener(Protocol):
@@ -30,10 +31,10 @@ class Listener(Protocol):
 class Bell:
     """Routes messages by channel; `me` is the name under which we are called."""
 
-    def __init__(self, config: RedisConfig, me: str, spawn: Callable[[Coroutine[Any, Any, None]], Any]) -> None:
-        self._config, self._me, self._spawn = config, me.encode(), spawn
+    def __init__(self, redis: Redis, me: str, spawn: Callable[[Coroutine[Any, Any, None]], Any]) -> None:
+        self._redis, self._me, self._spawn = redis, me.encode(), spawn
         self._listeners: dict[bytes, Listener] = {}
-        self._feed: Feed | None = None
+        self._feed: Feed | Feeds | None = None
         self._was_down = False
 
     def listen(self, channel: str, listener: Listener) -> None:
@@ -42,7 +43,7 @@ class Bell:
         if name in self._listeners:
             return
         if self._feed is None:
-            self._feed = Feed(self._config, self._on_message, self._on_up, self._on_down)
+            self._feed = make_feed(self._redis, self._on_message, self._on_up, self._on_down)
             self._feed.start()
         self._listeners[name] = listener
         self._spawn(self._feed.subscribe(name))

@@ -94,9 +94,10 @@ class Gate:
     """Asks the server about one limit and key, in the name of `me`."""
 
     def __init__(
-        self, redis: Redis, watch: ServerWatch, limit: RateLimit, name: str, me: str, *, counts: Counts
+        self, redis: Redis, names: dict[int, str], limit: RateLimit, name: str, me: str, *, counts: Counts
     ) -> None:
-        self._redis, self._watch, self._counts = redis, watch, counts
+        self._redis, self._counts = redis, counts
+        self._watch = ServerWatch(redis, name, names)
         self.limit, self.me, self.clock = limit, me, ServerClock()
         self.keys = (f"{name}:ring", f"{name}:state", f"{name}:turns")
         self.channel = f"{name}:bell"
@@ -165,7 +166,7 @@ class Gate:
         self._counts.server_calls += 1
         head: tuple[Argument, ...] = (self.now_us, server.name, self._moved(server), *self._numbers)
         reply = await self._redis.run(script, self.keys, [*head, *args], timeout=timeout)
-        if self._redis.connection != server.connection:
+        if self._redis.connection_for(self.keys[0]) != server.connection:
             # Given before the connection was lost, sent over the next one: perhaps to a server that is not the named.
             raise ServerLostError(self._redis.config.address, script.name, "answered over another connection")
         return reply

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from aegis.errors import ServerReplyError
 from aegis.redis.client import Redis
 
+_NAMES_MAX = 100  #: connections whose server is remembered; a lost one never comes back
 _RUN_ID = re.compile(rb"run_id:([0-9a-f]+)")
 
 
@@ -27,26 +28,36 @@ class Server(NamedTuple):
 
 
 class ServerWatch:
-    """Knows the server of the present connection; asks when there is another connection."""
+    """
+    Knows the server behind the present connection of one key; asks when there is another connection.
 
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+    `names` are those learnt over each connection, shared by all keys of a limiter: few, also with very many keys.
+    """
+
+    def __init__(self, redis: Redis, key: str, names: dict[int, str]) -> None:
+        self._redis, self._key, self._names = redis, key, names
         self.known = Server(0, "", float("-inf"))
 
     async def ask(self) -> Server:
         """The server that the next command will reach, unless the connection is lost before that."""
-        while self.known.connection != self._redis.connection:
-            connection = self._redis.connection
-            try:
-                found = _RUN_ID.search(await self._redis.execute("INFO", "server"))
-            except ServerReplyError as exc:
-                if exc.code != "NOPERM":
-                    raise
-                found = None
-            name = found[1].decode()[:16] if found else ""
-            if self._redis.connection == connection:
+        while not self.known.connection or self.known.connection != self._redis.connection_for(self._key):
+            connection = self._redis.connection_for(self._key)
+            name = self._names.get(connection) or await self._ask_name()
+            if connection and self._redis.connection_for(self._key) == connection:
+                if len(self._names) >= _NAMES_MAX:
+                    self._names.clear()
+                self._names[connection] = name
                 since = self.known.since
                 if self.known.name not in {"", name}:
                     since = asyncio.get_running_loop().time()
                 self.known = Server(connection, name, since)
         return self.known
+
+    async def _ask_name(self) -> str:
+        try:
+            found = _RUN_ID.search(await self._redis.ask_server_of(self._key, "INFO", "server"))
+        except ServerReplyError as exc:
+            if exc.code != "NOPERM":
+                raise
+            found = None
+        return found[1].decode()[:16] if found else ""

@@ -40,6 +40,9 @@ _PUSHES = frozenset(
 )  # fmt: skip
 
 
+_ELSEWHERE = ("MOVED ", "CLUSTERDOWN ")
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The bounds of one link, in seconds and bytes."""
@@ -99,6 +102,7 @@ class Link(asyncio.BufferedProtocol):
         self._tick_due, self._overslept = 0.0, False
         self._retiring = False
         self._patient_until: Callable[[], float] = float  # see `be_patient`
+        self.number = 0  # its owner's
         self.full = False
         self.closed_because = ""
         self._gone: Future[None] = self._loop.create_future()
@@ -231,6 +235,9 @@ class Link(asyncio.BufferedProtocol):
         while (reply := gets()) is not _MORE:
             if type(reply) is list and reply and type(reply[0]) is bytes and reply[0] in _PUSHES:
                 on_push(reply)
+                continue
+            if type(reply) is hiredis.ReplyError and str(reply).startswith(_ELSEWHERE):
+                on_push([reply])  # the only refusal of a subscription, which has no waiter
                 continue
             waiter = self._waiting.popleft()
             replied += 1

@@ -20,6 +20,7 @@ from aegis.redis._link import pack
 from aegis.redis._shared import Command, command_name
 from aegis.redis._stats import Counters
 from aegis.redis._steady import NeverSentError, SteadyLink
+from aegis.redis._topology import Place
 from aegis.redis._waiters import Block, LinkLostError, Reply, ReplyLateError
 
 _PIPELINE_CHUNK = 1000  #: commands of a pipeline that are queued as one
@@ -50,6 +51,11 @@ class Node:
 
     def __repr__(self) -> str:
         return f"<Node {self.config.address} {self.state}>"
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return Place(self.config.host, self.config.port)
 
     async def open(self) -> None:
         """See `SteadyLink.open`."""
@@ -137,6 +143,16 @@ class Node:
     async def transact(self, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
         """The replies to MULTI, the commands, and EXEC."""
         return await self.ask_as_one([("MULTI",), *commands, ("EXEC",)], timeout_s)
+
+    def connection_for(self, key: str) -> int:
+        """The number of the present or last connection; 0 before the first."""
+        del key
+        return self.steady.connection
+
+    async def ask_server_of(self, key: str, args: Command, timeout_s: float) -> Reply:
+        """As `ask`."""
+        del key
+        return await self.ask(args, timeout_s)
 
     # --- outcomes ---
 

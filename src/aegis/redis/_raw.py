@@ -9,7 +9,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
 from aegis.config import RedisConfig
-from aegis.redis._sentinel import make_sentinel
+from aegis.redis._sentinel import locate_primary, make_sentinel
 
 
 def make_raw(config: RedisConfig) -> redis.asyncio.Redis:
@@ -50,6 +50,11 @@ async def close_raw(client: redis.asyncio.Redis) -> None:
     if sentinel is not None:
         for asking in sentinel.sentinels:
             await asking.aclose()
+
+
+async def locate_server(config: RedisConfig) -> RedisConfig:
+    """Where to connect: the server itself, or the one that the Sentinels call the primary now."""
+    return await locate_primary(config, tls_settings(config)) if config.mode == "sentinel" else config
 
 
 def tls_settings(config: RedisConfig) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def slot_of(args: Command) -> int | None:
     """The slot of a command's first key; None when it has no key, so that any node will do."""
     name = command_name(args)
     at = 1
+    if name == "PUBSUB" and len(args) > 2 and command_name(args[1:]) == "SHARDNUMSUB":
+        return slot_of_key(args[2])
     if name in _KEYLESS:
         return None
     if name in _SECOND:

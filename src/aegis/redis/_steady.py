@@ -65,6 +65,7 @@ class SteadyLink:
         self._deadlines: Deadlines[Future[Reply] | Pending] | None = None
         self._task: asyncio.Task[None] | None = None  # reconnects, or renews
         self._renewed_at = 0.0
+        self._number = 0
 
     def __repr__(self) -> str:
         return f"<SteadyLink {self._config.address} {self._state} waiting={len(self._backlog)} {self._link}>"
@@ -78,6 +79,11 @@ class SteadyLink:
     def cause(self) -> str:
         """Why the last link was lost or the next could not be made."""
         return self._cause
+
+    @property
+    def connection(self) -> int:
+        """The number of the present or last link, counted over all servers of the client; 0 before the first."""
+        return self._number
 
     @property
     def draining(self) -> bool:
@@ -215,25 +221,42 @@ class SteadyLink:
         def lost(reason: str) -> None:
             self._lost(link, reason)
 
+        link: Link
         try:
-            config = self._config if self._locate is None else await self._locate()
-            link = await open_link(
-                config,
-                lost,
-                on_room=self._drain,
-                counters=self._counters,
-                idle_ping=True,
-                primary=self._locate is not None,
-            )
+            if self._locate is None:
+                link = await open_link(self._config, lost, on_room=self._drain, counters=self._counters, idle_ping=True)
+            else:
+                link = await self._new_link_to_primary(self._locate, lost)
         except RedisUnavailableError:
             self._counters.connect_failures += 1
             raise
         self._counters.connections += 1
+        link.number = self._counters.connections
+        return link
+
+    async def _new_link_to_primary(
+        self, locate: Callable[[], Awaitable[RedisConfig]], lost: Callable[[str], None]
+    ) -> Link:
+        """
+        One that was the primary before the login and still is after it.
+
+        Asked only before, one that is paused could be replaced while it keeps the login waiting, and answer it later.
+        """
+        config = await locate()
+        link = await open_link(config, lost, on_room=self._drain, counters=self._counters, idle_ping=True, primary=True)
+        try:
+            now = await locate()
+        except BaseException:
+            link.abort("nobody confirms that it is the primary")
+            raise
+        if (now.host, now.port) != (config.host, config.port):
+            link.abort("replaced meanwhile")
+            raise RedisUnavailableError(config.address, f"replaced meanwhile by {now.address}")
         return link
 
     def _use(self, link: Link) -> None:
         link.be_patient(self._patient_until)
-        self._link, self._state, self._cause = link, "connected", ""
+        self._link, self._state, self._cause, self._number = link, "connected", "", link.number
         self._drain()
         self._on_change()
 

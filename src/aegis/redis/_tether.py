@@ -12,12 +12,11 @@ from __future__ import annotations
 from typing import Any
 
 from aegis.redis._background import Background
-from aegis.redis._feed import OWN_ID, Feed
+from aegis.redis._feed import INVALIDATIONS, OWN_ID, Feed
+from aegis.redis._feeds import Feeds, make_feed
 from aegis.redis._loads import Loads
 from aegis.redis._shelf import WITHDRAWN, Shelf
 from aegis.redis._tier import Tier
-
-_INVALIDATE = b"__redis__:invalidate"
 
 
 class Tether:
@@ -25,7 +24,7 @@ class Tether:
 
     def __init__(self, shelf: Shelf, tier: Tier, loads: Loads, background: Background) -> None:
         self._shelf, self._tier, self._loads, self._background = shelf, tier, loads, background
-        self._feed: Feed | None = None
+        self._feed: Feed | Feeds | None = None
         self.started = not shelf.enabled
         self._values, self._tags = shelf.values.encode(), shelf.generation_keys.encode()
 
@@ -38,8 +37,8 @@ class Tether:
             self._shelf.generation_keys,
         )  # also without a tier: loads under way must not outlive their tags
         tracking = ("CLIENT", "TRACKING", "ON", "REDIRECT", OWN_ID, "BCAST", *tags, *values)
-        self._feed = Feed(
-            self._shelf.redis.config,
+        self._feed = make_feed(
+            self._shelf.redis,
             self._on_message,
             self._on_up,
             self._on_down,
@@ -47,7 +46,7 @@ class Tether:
             on_heard=self._on_heard,
         )
         self._feed.start()
-        self._background.spawn(self._feed.subscribe(_INVALIDATE, self._shelf.channel.encode()))
+        self._background.spawn(self._feed.subscribe(INVALIDATIONS, self._shelf.channel.encode()))
 
     async def close(self) -> None:
         """End the connection."""
@@ -75,7 +74,7 @@ class Tether:
         self._loads.wake_all()
 
     def _on_message(self, channel: bytes, payload: Any) -> None:
-        if channel != _INVALIDATE:
+        if channel != INVALIDATIONS:
             told = payload.decode()
             if told.startswith(WITHDRAWN):
                 self._loads.forget(told[1:])

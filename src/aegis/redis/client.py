@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,9 +22,8 @@ from aegis.errors import ClosedError, RedisUnavailableError, ServerReplyError
 from aegis.redis._cluster import Cluster
 from aegis.redis._link import pack
 from aegis.redis._node import Node
-from aegis.redis._raw import close_raw, make_raw, tls_settings
+from aegis.redis._raw import close_raw, locate_server, make_raw
 from aegis.redis._script import Script
-from aegis.redis._sentinel import locate_primary
 from aegis.redis._shared import Argument, Command, check_shareable, command_name, harmless
 from aegis.redis._stats import Counters, RedisStats
 from aegis.redis._waiters import LinkLostError, Reply, ReplyLateError
@@ -59,26 +59,24 @@ class Redis:
         self.config = config or RedisConfig()
         self._timeout_s = self.config.command_timeout
         self._counters = Counters()
-        locate = self._locate_primary if self.config.mode == "sentinel" else None
+        locate = partial(locate_server, self.config) if self.config.mode == "sentinel" else None
         self._node = Node(self.config, self._counters, locate=locate)  # with a cluster it is never opened,
         self._steady = self._node.steady  # so the hot path finds no link that would take every command
-        self._servers: Node | Cluster = self._node
+        #: Who is asked; for the rooms above, which listen to what servers push (`make_feed`).
+        self.servers: Node | Cluster = self._node
         if self.config.mode == "cluster":
-            self._servers = Cluster(self.config, self._counters)
+            self.servers = Cluster(self.config, self._counters)
         self._raw: redis.asyncio.Redis | None = None
         self._on_close: list[Callable[[], Awaitable[None]]] = []
 
     def __repr__(self) -> str:
         return f"<Redis {self.config.address} {self._state}>"
 
-    async def _locate_primary(self) -> RedisConfig:
-        return await locate_primary(self.config, tls_settings(self.config))
-
     # --- opening and closing ---
 
     async def __aenter__(self) -> Self:
         if self.enabled:
-            await self._servers.open()
+            await self.servers.open()
         return self
 
     async def __aexit__(
@@ -111,7 +109,7 @@ class Redis:
         try:
             await self._end_background()
         finally:
-            await self._servers.close()
+            await self.servers.close()
             raw, self._raw = self._raw, None
             if raw is not None:
                 await close_raw(raw)
@@ -207,7 +205,7 @@ class Redis:
             check_shareable(command)
         if not commands or not self.enabled:
             return [None] * len(commands)
-        replies = await self._servers.ask_each(commands, self._timeout_s if timeout is None else timeout)
+        replies = await self.servers.ask_each(commands, self._timeout_s if timeout is None else timeout)
         return self._checked(commands, replies, return_errors=return_errors)
 
     async def transaction(
@@ -225,7 +223,7 @@ class Redis:
             check_shareable(command)
         if not commands or not self.enabled:
             return [None] * len(commands)
-        queued = await self._servers.transact(commands, self._timeout_s if timeout is None else timeout)
+        queued = await self.servers.transact(commands, self._timeout_s if timeout is None else timeout)
         executed = queued[-1]
         if isinstance(executed, ReplyError):  # one was refused while queueing: that one is the cause, not EXECABORT
             at = next(at for at, reply in enumerate(queued) if isinstance(reply, ReplyError))
@@ -250,16 +248,34 @@ class Redis:
 
     @property
     def connected(self) -> bool:
-        """Whether a command given now is sent now."""
-        return self._steady.state == "connected"
+        """Whether a command given now is sent now, with a cluster whatever its key."""
+        return self.servers.state == "connected"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether keys are spread over servers: then channels are, too (SPUBLISH, SSUBSCRIBE)."""
+        return isinstance(self.servers, Cluster)
+
+    def connection_for(self, key: str) -> int:
+        """As `connection`, of the server that `key` belongs to; another number when the key belongs to another."""
+        return self.servers.connection_for(key)
+
+    async def ask_server_of(self, key: str, *args: Argument) -> Reply:
+        """As `execute`, for a command without a key, of the server that `key` belongs to."""
+        if not self.enabled:
+            return None
+        reply = await self.servers.ask_server_of(key, args, self._timeout_s)
+        if type(reply) is ReplyError:
+            raise self._refused(args, reply)
+        return reply
 
     def stats(self) -> RedisStats:
         """What this client has done so far."""
-        return self._counters.record(self._state, in_flight=self._servers.in_flight, waiting=self._servers.waiting)
+        return self._counters.record(self._state, in_flight=self.servers.in_flight, waiting=self.servers.waiting)
 
     @property
     def _state(self) -> str:
-        return self._servers.state if self.enabled else "disabled"
+        return self.servers.state if self.enabled else "disabled"
 
     # --- the second path ---
 
@@ -269,7 +285,7 @@ class Redis:
             return None
         check_shareable(args)
         timeout_s = self._timeout_s if timeout is None else timeout
-        reply = await self._servers.ask(args, timeout_s, idempotent=idempotent)
+        reply = await self.servers.ask(args, timeout_s, idempotent=idempotent)
         if type(reply) is ReplyError:
             raise self._refused(args, reply)
         return reply
@@ -290,7 +306,7 @@ class Redis:
     def _refused(self, args: Command, reply: ReplyError) -> ServerReplyError:
         error = ServerReplyError(command_name(args), str(reply))
         self._counters.errors[error.code] += 1
-        self._servers.refused(reply)
+        self.servers.refused(reply)
         return error
 
 

@@ -77,7 +77,8 @@ class PubSub:
             raise ValueError(f"producer={name!r} must not hold white space")
         if outbox_max < 1 or flush_ms < 0 or log_frames < 0:
             raise ValueError(f"{outbox_max=}, {flush_ms=} and {log_frames=} must be at least 1, 0 and 0")
-        self._redis, self._names, self._conflate = redis, Names(prefix, topic), conflate
+        self._redis, self._conflate = redis, conflate
+        self._names = Names(prefix, topic, sharded=redis.sharded)
         self._close_timeout_s = close_timeout
         self._clock = ServerClock()
         self._producer = Producer(
@@ -199,7 +200,7 @@ class PubSub:
         if not self._redis.enabled:
             return 0
         channel = self._names.presence if key is None else self._names.channel(self._names.partition_of(key))
-        counted: int = (await self._redis.execute("PUBSUB", "NUMSUB", channel))[1]
+        counted: int = (await self._redis.execute("PUBSUB", self._names.count, channel))[1]
         return counted
 
     def stats(self) -> PubSubStats:

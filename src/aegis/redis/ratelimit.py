@@ -47,7 +47,6 @@ from aegis.redis._limit_bell import Bell
 from aegis.redis._limit_counts import Counts, total
 from aegis.redis._limit_dispatcher import Dispatcher
 from aegis.redis._limit_gate import Gate, key_name
-from aegis.redis._limit_server import ServerWatch
 from aegis.redis.client import Redis
 
 P = ParamSpec("P")
@@ -68,8 +67,8 @@ class RateLimiter:
     def __init__(self, redis: Redis, prefix: str = "aegis") -> None:
         self._redis, self._prefix = redis, prefix
         self._me = secrets.token_hex(6)
-        self._watch = ServerWatch(redis)
-        self._bell = Bell(redis.config, self._me, self._spawn)
+        self._server_names: dict[int, str] = {}
+        self._bell = Bell(redis, self._me, self._spawn)
         self._counts: dict[str, Counts] = {}
         self._gates: OrderedDict[tuple[RateLimit, str], Gate] = OrderedDict()
         self._dispatchers: dict[tuple[RateLimit, str], Dispatcher] = {}
@@ -198,7 +197,7 @@ class RateLimiter:
         found = self._gates.get((limit, key))
         if found is None:
             name = key_name(self._prefix, limit, key)
-            found = Gate(self._redis, self._watch, limit, name, self._me, counts=self._counts_of(limit))
+            found = Gate(self._redis, self._server_names, limit, name, self._me, counts=self._counts_of(limit))
             self._gates[limit, key] = found
             self._forget_idle()
         return found

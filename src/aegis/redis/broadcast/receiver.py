@@ -18,6 +18,7 @@ from typing import Any
 from aegis.backoff import Backoff
 from aegis.errors import ClosedError, RedisError, RedisUnavailableError
 from aegis.redis._feed import Feed
+from aegis.redis._feeds import Feeds, make_feed
 from aegis.redis._stats import Latency
 from aegis.redis.broadcast.audience import Audience
 from aegis.redis.broadcast.clock import ServerClock
@@ -57,7 +58,7 @@ class Receiver:
         self._places = [Place(number) for number in range(names.partitions)]
         self._by_channel = {names.channel(place.partition.number).encode(): place for place in self._places}
         self.subscriptions: list[Subscription] = []
-        self._feed: Feed | None = None
+        self._feed: Feed | Feeds | None = None
         self._losses = 0  # how often the connection was lost
         self._heard_at = 0.0
         self._closed = False
@@ -220,7 +221,7 @@ class Receiver:
     def _open(self, place: Place) -> None:
         """Begin to listen to a partition, unless that has begun."""
         if self._feed is None:
-            self._feed = Feed(self._redis.config, self._on_message, self._on_up, self._on_down)
+            self._feed = make_feed(self._redis, self._on_message, self._on_up, self._on_down, sharded=True)
             self._feed.start()
             self._heard_at = time.monotonic()
             self._feed.add(self._names.presence.encode())
@@ -237,7 +238,7 @@ class Receiver:
         if self._feed is not None:
             self._feed.unsubscribe(self._channel(place))
 
-    async def _begin(self, place: Place, feed: Feed) -> None:
+    async def _begin(self, place: Place, feed: Feed | Feeds) -> None:
         """The baseline: what was published before is no loss."""
         partition = place.partition
         while True:
@@ -261,7 +262,7 @@ class Receiver:
         assert self._feed is not None
         place.task = self._spawn(place, self._repair(place, self._feed, reason))
 
-    async def _repair(self, place: Place, feed: Feed, reason: str) -> None:
+    async def _repair(self, place: Place, feed: Feed | Feeds, reason: str) -> None:
         """Bring everybody up to date, however often reading takes."""
         log.debug("broadcast %s: partition %d is read again: %s", self.topic, place.partition.number, reason)
         attempt = 0
@@ -270,7 +271,7 @@ class Receiver:
             try:
                 header = await self._confirmed_header(place, feed)
                 if header is not None:
-                    await feed.barrier()
+                    await feed.barrier(self._channel(place))
                     stored = await read_values(self._redis, self._names, place.partition.number, place.audience.keys)
                     if losses == self._losses:
                         break
@@ -285,7 +286,7 @@ class Receiver:
         for frame in frames:
             place.audience.pass_on(frame)
 
-    async def _confirmed_header(self, place: Place, feed: Feed) -> Header | None:
+    async def _confirmed_header(self, place: Place, feed: Feed | Feeds) -> Header | None:
         """Have the channel confirmed, then read how far it has come; None when that failed."""
         await feed.subscribe(self._channel(place))
         try:

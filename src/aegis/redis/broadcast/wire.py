@@ -9,8 +9,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count
 
 import msgspec
+
+from aegis.redis._slots import SLOTS, slot_of_key
 
 PARTITIONS = 16
 
@@ -18,15 +22,26 @@ PARTITIONS = 16
 @dataclass(frozen=True, slots=True)
 class Names:
     """
-    Keys and channels of one topic. All names of a partition share a hash tag, so a cluster keeps them together.
+    Keys and channels of one topic. All names of a partition share a hash tag, so a cluster keeps them together; the
+    tags lie in equal parts of its slots, so that partitions are balanced over nodes whatever their number.
 
-    `publish` is the verb of the scripts; a cluster takes SPUBLISH (and its subscribers SSUBSCRIBE).
+    `sharded` is for a cluster: the scripts take SPUBLISH there, and subscribers SSUBSCRIBE.
     """
 
     prefix: str
     topic: str
     partitions: int = PARTITIONS
-    publish: str = "PUBLISH"
+    sharded: bool = False
+
+    @property
+    def publish(self) -> str:
+        """The verb of the scripts."""
+        return "SPUBLISH" if self.sharded else "PUBLISH"
+
+    @property
+    def count(self) -> str:
+        """What PUBSUB is asked for how many listen."""
+        return "SHARDNUMSUB" if self.sharded else "NUMSUB"
 
     def partition_of(self, key: str) -> int:
         """The partition that a key lives in; every process must agree, so it depends on nothing but the key."""
@@ -50,7 +65,16 @@ class Names:
         return f"{self.prefix}:{self.topic}:subscribers"
 
     def _name(self, partition: int, what: str) -> str:
-        return f"{self.prefix}:{self.topic}:{{{self.prefix}:{self.topic}:{partition}}}:{what}"
+        tag = _balanced_tag(f"{self.prefix}:{self.topic}", partition, self.partitions)
+        return f"{self.prefix}:{self.topic}:{{{tag}}}:{what}"
+
+
+@lru_cache(maxsize=4096)
+def _balanced_tag(name: str, partition: int, partitions: int) -> str:
+    """The first of `name:partition`, `name:partition.1`, ... whose slot is in the middle of the partition's part."""
+    part = SLOTS / partitions
+    candidates = (f"{name}:{partition}{f'.{number}' if number else ''}" for number in count())
+    return next(tag for tag in candidates if abs(slot_of_key(tag) - (partition + 0.5) * part) <= part / 8)
 
 
 class Frame:
