@@ -67,6 +67,21 @@ async def test_a_killed_listener_listens_again_and_says_what_may_be_missing(db, 
     assert sum("again after" in line for line in text) == 2
 
 
+async def test_a_quiet_listener_keeps_its_connection(db, monkeypatch):
+    """Asked again and again and answering: nothing happened, so nothing is reported and nothing is opened anew."""
+    monkeypatch.setattr("aegis.database.listen._PING_EVERY_S", 0.01)
+    async with db.listen("c") as notes:
+        seen = "select pid, state_change from pg_stat_activity where query = 'select 1' and pid <> pg_backend_pid()"
+        pings = set()
+        async with asyncio.timeout(30):
+            while len(pings) < 5:
+                pings |= {(row["pid"], row["state_change"]) for row in await db.fetch(seen)}
+        assert len({pid for pid, _ in pings}) == 1
+        assert "0 events" in repr(notes)
+        await db.execute("notify c, 'x'")
+        assert isinstance(await anext(notes), Notification)
+
+
 @pytest.mark.parametrize("fault", ["freeze", "reset", "refuse"])
 async def test_whatever_the_network_does_the_listener_comes_back(postgres_server, fault):
     """Half-open, reset or away for a while: noticed without traffic; under five seconds after it is back, we listen."""

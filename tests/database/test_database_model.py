@@ -95,7 +95,7 @@ class Watched(Pool):
     """The pool, checking at every hand-over that it went to whoever came first."""
 
     def _give(self, lease: Lease, now: float) -> None:
-        waiting = {waiter: due for waiter, due in self._waiters.items() if not waiter.done()}
+        waiting = {waiter: due for waiter, due in self._waiters._queue.items() if not waiter.done()}
         super()._give(lease, now)
         served = [due for waiter, due in waiting.items() if waiter.done()]
         assert served == sorted(waiting.values())[:1]
@@ -124,6 +124,7 @@ class PoolModel(RuleBasedStateMachine):
         self.borrowers: list[Borrower] = []
         self.count = 0
         self.pool._open = True
+        self.pool._supply.start()
 
     def turn(self, times: int = 1) -> None:
         async def turns() -> None:
@@ -205,11 +206,11 @@ class PoolModel(RuleBasedStateMachine):
         self.pool._timers.pop("upkeep").cancel()
         self.turn(turns)
 
-    @precondition(lambda self: "retry" in self.pool._timers)
+    @precondition(lambda self: self.pool._supply.planned)
     @rule(turns=st.integers(0, 2))
     def retry(self, turns):
-        self.pool._timers["retry"].cancel()
-        self.in_loop(self.pool._retry)
+        self.pool._supply.planned.cancel()
+        self.in_loop(self.pool._supply.retry)
         self.turn(turns)
 
     def in_loop(self, call) -> None:
@@ -251,10 +252,10 @@ class PoolModel(RuleBasedStateMachine):
         alive = [waiter for waiter in self.pool._waiters if not waiter.done()]
         if alive:
             assert not self.pool._idle
-            busy = self.pool._held or self.pool._closing or self.pool._connecting or "retry" in self.pool._timers
+            busy = self.pool._held or self.pool._closing or self.pool._supply.connecting or self.pool._supply.planned
             assert busy, "waiters, and nothing that could ever serve them"
-            if self.pool._failure is None and self.pool.size < MAX:
-                assert self.pool._connecting, "a free slot, a waiter, and nobody connects"
+            if self.pool._supply.failure is None and self.pool.size < MAX:
+                assert self.pool._supply.connecting, "a free slot, a waiter, and nobody connects"
 
     def teardown(self) -> None:
         """Whatever happened: everything given back, the pool is whole and hands out its maximum once more."""
@@ -282,9 +283,9 @@ class PoolModel(RuleBasedStateMachine):
 
     def settle(self) -> None:
         for _ in range(40):
-            if "retry" in self.pool._timers:
-                self.pool._timers["retry"].cancel()
-                self.in_loop(self.pool._retry)
+            if self.pool._supply.planned:
+                self.pool._supply.planned.cancel()
+                self.in_loop(self.pool._supply.retry)
             for _, future in list(self.driver.pending):
                 if not future.done():
                     future.set_result(None)
@@ -301,6 +302,7 @@ async def test_closing_a_pool_whose_connect_has_not_begun_leaves_nothing():
     """A connect task that is cancelled before its first step counts no longer; close returns and the size is zero."""
     pool = Pool(DatabaseConfig(max_conns=1, min_conns=0), Steps())
     pool._open = True
+    pool._supply.start()
     waiting = asyncio.create_task(pool.acquire())
     await asyncio.sleep(0)
     assert pool.size == 1
@@ -311,11 +313,36 @@ async def test_closing_a_pool_whose_connect_has_not_begun_leaves_nothing():
     assert pool.size == 0
 
 
+async def test_closing_while_a_caller_asks_a_connection_tells_him():
+    """He does not join a line that nobody serves any more."""
+    driver = Steps()
+    pool = Pool(DatabaseConfig(max_conns=2, min_conns=0), driver)
+    pool._open = True
+    pool._supply.start()
+    first = asyncio.create_task(pool.acquire())
+    while not driver.pending:
+        await asyncio.sleep(0)
+    driver.pending[0][1].set_result(None)
+    lease = await first
+    pool.release(lease)
+    lease.idle_since -= 5.0
+    asking = asyncio.create_task(pool.acquire())
+    while not driver.pending:
+        await asyncio.sleep(0)
+    closing = asyncio.create_task(pool.close())
+    await asyncio.sleep(0)
+    driver.pending[0][1].set_exception(TimeoutError())
+    await asyncio.wait([asking, closing], timeout=10)
+    assert isinstance(asking.exception(), ClosedError)
+    assert closing.done()
+
+
 async def test_who_asked_a_dead_connection_first_keeps_its_place():
     """The silent connection costs the first caller a ping, not its place before those who came meanwhile."""
     driver = Steps()
     pool = Pool(DatabaseConfig(max_conns=1, min_conns=0), driver)
     pool._open = True
+    pool._supply.start()
     first = asyncio.create_task(pool.acquire())
     await asyncio.sleep(0)
     await asyncio.sleep(0)

@@ -14,20 +14,20 @@ import asyncio
 import logging
 import random
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from operator import itemgetter
 from typing import Any
 
-from aegis.backoff import Backoff
 from aegis.config import DatabaseConfig
 from aegis.database._driver import AsyncpgDriver, Conn, Driver, in_sync, ours
 from aegis.database._feed import Feed
+from aegis.database._holders import Holders
 from aegis.database._lease import Counters, Lease, PoolStats
 from aegis.database._session import Trace
-from aegis.database._site import caller, line_of, lines_of
+from aegis.database._site import caller
+from aegis.database._supply import Supply
+from aegis.database._waiters import Waiters
 from aegis.database.stream import Sink
 from aegis.errors import (
     ClosedError,
@@ -46,8 +46,6 @@ _UPKEEP_S = 1.0  # how often the background looks, or a quarter of the shortest 
 _READ_ONLY = "25006"  # a write met a server that was demoted
 _REPLICAS = frozenset({"read-only", "standby", "prefer-standby"})  # where a refused write is no surprise
 _DRAIN_AGAIN_S = 10.0  # a server that stays read-only is not drained in a loop
-_BACKOFF = Backoff(base_s=0.1, cap_s=5.0, floor_s=0.05)
-_HURRY_S = 0.25  # the longest wait for the next attempt while somebody waits for it
 
 
 class Pool:
@@ -61,13 +59,11 @@ class Pool:
         self.address = self.driver.address
         self._open = False
         self._idle: list[Lease] = []  # the freshest last; reuse is last in, first out, so that the rest can age
-        self._held: dict[Lease, None] = {}  # in order of hand-out: the first has been held longest
-        self._connecting: set[asyncio.Task[None]] = set()
         self._closing: dict[asyncio.Task[None], Lease] = {}
-        self._waiters: OrderedDict[asyncio.Future[Lease], float] = OrderedDict()  # with their deadlines, ascending
+        self._waiters = Waiters()
         self._count = Counters()
-        self._failure: DatabaseUnavailableError | None = None  # the last one; None while connecting works
-        self._failed_since, self._failed_attempts = 0.0, 0
+        self._held = Holders(clock, config.leak_after, self._count)
+        self._supply = Supply(self.driver, self, self._count, clock)  # holds the connecting ones
         self._drained_at = -_DRAIN_AGAIN_S
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._released = asyncio.Event()
@@ -78,7 +74,7 @@ class Pool:
     @property
     def size(self) -> int:
         """How many connections count against the maximum now."""
-        return len(self._idle) + len(self._held) + len(self._connecting) + len(self._closing)
+        return len(self._idle) + len(self._held) + len(self._supply.connecting) + len(self._closing)
 
     # --- open and close ---
 
@@ -86,7 +82,8 @@ class Pool:
         """Open a first connection, so that a wrong address fails here; the minimum fills in the background."""
         if self._open:
             raise RuntimeError("this Database is open already")
-        self._open, self._failure = True, None
+        self._open = True
+        self._supply.start()
         try:
             self._upkeep()
             if verify:
@@ -98,12 +95,11 @@ class Pool:
     async def close(self, grace_s: float | None = None) -> None:
         """Refuse newcomers, fail waiters, wait `grace_s` for holders, then cut them off and name them in the log."""
         self._open = False
-        self._fail_waiters(lambda: ClosedError("Database"))
+        self._waiters.fail(lambda: ClosedError("Database"))
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        for task in list(self._connecting):
-            task.cancel()
+        self._supply.stop()
         while self._idle:
             self._retire(self._idle.pop())
         try:
@@ -112,12 +108,12 @@ class Pool:
                     self._released.clear()
                     await self._released.wait()
         except TimeoutError:
-            names = "; ".join(self._holder(lease) for lease in self._held)
+            names = "; ".join(self._held.described(lease) for lease in self._held)
             _log.warning("closed while %d connections were held: %s", len(self._held), names)
         finally:
             for lease in self._held:
                 lease.conn.terminate()
-            busy = [*self._connecting, *self._closing]
+            busy = [*self._supply.connecting, *self._closing]
             if busy:  # each is bounded: connects were cancelled, goodbyes end after two seconds
                 await asyncio.gather(*busy, return_exceptions=True)
             await asyncio.sleep(0)  # let the transports see their end
@@ -144,7 +140,7 @@ class Pool:
         if now - lease.idle_since > _PING_AFTER_S or now >= lease.expires_at or lease.conn.is_closed():
             return None
         self._idle.pop()
-        self._hold(lease, now)
+        self._held.add(lease, now)
         lease.site = caller()
         self._count.acquired += 1
         return lease
@@ -203,21 +199,18 @@ class Pool:
 
     def release(self, lease: Lease) -> None:
         """Give it back. What is closed, broken, expired or in a transaction is replaced. Never awaits."""
-        del self._held[lease]
-        self._released.set()
         now, count = self._clock(), self._count
-        if lease.reported:
-            lease.reported = False
-            _log.warning("a connection came back after %.1f s: %s", now - lease.held_since, line_of(lease.site))
+        self._held.remove(lease, now)
+        self._released.set()
         if lease.conn.is_closed():
             count.lost += 1
-            self._grow()
+            self._supply.grow()
         elif lease.broken:
             count.closed_dirty += 1
             self._retire(lease)
         elif lease.conn.is_in_transaction():
             count.closed_dirty += 1
-            _log.warning("a connection came back inside a transaction and is closed: %s", self._holder(lease))
+            _log.warning("a connection came back inside a transaction and is closed: %s", self._held.described(lease))
             self._retire(lease)
         elif now >= lease.expires_at:
             count.closed_by_lifetime += 1
@@ -229,10 +222,6 @@ class Pool:
         else:
             self._give(lease, now)
 
-    def _hold(self, lease: Lease, now: float) -> None:
-        lease.held_since, lease.trace, lease.broken, lease.readonly = now, Trace.NONE, False, False
-        self._held[lease] = None
-
     async def _idle_and_alive(self) -> Lease | None:
         """The freshest idle connection that answers. Silence condemns the rest: they are older and as costly to ask."""
         while self._idle:
@@ -243,7 +232,7 @@ class Pool:
                 self._count.closed_by_lifetime += 1
                 self._retire(lease)
             else:
-                self._hold(lease, now)
+                self._held.add(lease, now)
                 if now - lease.idle_since <= _PING_AFTER_S or await self._answers(lease):
                     return lease
         return None
@@ -253,7 +242,7 @@ class Pool:
             async with asyncio.timeout(_PING_TIMEOUT_S):
                 await self.driver.ping(lease.conn)
         except Exception as exc:  # noqa: BLE001 - whatever a ping raises, the answer is no
-            del self._held[lease]
+            self._held.remove(lease, self._clock())
             silent = [lease, *self._idle] if isinstance(exc, TimeoutError) else [lease]
             self._idle = [other for other in self._idle if other not in silent]
             for other in silent:
@@ -270,21 +259,18 @@ class Pool:
         if len(self._waiters) >= self.config.max_waiting:
             self._count.refused += 1
             raise PoolFullError(self.config.max_waiting, self._state())
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Lease] = loop.create_future()
-        behind = bool(self._waiters) and next(reversed(self._waiters.values())) > started + self.config.acquire_timeout
-        self._waiters[waiter] = started + self.config.acquire_timeout
-        if behind:  # it came before the others, and has asked a dead connection meanwhile
-            self._waiters = OrderedDict(sorted(self._waiters.items(), key=itemgetter(1)))
+        if not self._open:  # closed while we asked a connection
+            raise ClosedError("Database")
+        waiter = self._waiters.join(started + self.config.acquire_timeout)
         self._count.waited += 1
         if "expiry" not in self._timers:
-            self._timers["expiry"] = loop.call_later(self.config.acquire_timeout, self._expire)
-        self._grow()
+            self._expire_at(started + self.config.acquire_timeout, started)
+        self._supply.grow()
         try:
             return await waiter
         except asyncio.CancelledError:
             self._count.canceled += 1
-            self._waiters.pop(waiter, None)
+            self._waiters.leave(waiter)
             # The race: cancelled in the same turn in which a connection was handed over. It goes to the next.
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.release(waiter.result())
@@ -295,121 +281,60 @@ class Pool:
     def _give(self, lease: Lease, now: float) -> None:
         """To the longest waiter, else to the idle."""
         lease.idle_since = now
-        while self._waiters:
-            waiter, _ = self._waiters.popitem(last=False)
-            if not waiter.done():  # a cancelled one has not run its clean-up yet
-                self._hold(lease, now)
-                waiter.set_result(lease)
-                return
-        self._idle.append(lease)
+        waiter = self._waiters.first()
+        if waiter is None:
+            self._idle.append(lease)
+        else:
+            self._held.add(lease, now)
+            waiter.set_result(lease)
+
+    def _expire_at(self, deadline: float, now: float) -> None:
+        self._timers["expiry"] = asyncio.get_running_loop().call_later(deadline - now, self._expire)
 
     def _expire(self) -> None:
-        """Fail the waiters whose time is up; they are in the order of their deadlines."""
+        """Fail the waiters whose time is up."""
         self._timers.pop("expiry", None)
-        now = self._clock()
-        while self._waiters:
-            waiter, deadline = next(iter(self._waiters.items()))
-            if deadline > now:
-                loop = asyncio.get_running_loop()
-                self._timers["expiry"] = loop.call_later(deadline - now, self._expire)
-                return
-            error: Exception = PoolTimeoutError(self.config.acquire_timeout, self._state())
-            if not self._idle and not self._held and not self._closing:  # nobody holds one: it is the server
-                cause = (
-                    self._failure.cause if self._failure else f"no answer within {self.config.acquire_timeout:.1f} s"
-                )
-                error = DatabaseUnavailableError(self.address, cause)
-            error.__cause__ = self._failure
+        now, state = self._clock(), self._state()
+        for waiter in self._waiters.overdue(now):
             self._count.timeouts += 1
-            del self._waiters[waiter]
-            if not waiter.done():
-                waiter.set_exception(error)
+            waiter.set_exception(self._timeout(state))
+        deadline = self._waiters.next_deadline()
+        if deadline is not None:
+            self._expire_at(deadline, now)
 
-    def _fail_waiters(self, error: Any) -> None:
-        while self._waiters:
-            waiter, _ = self._waiters.popitem(last=False)
-            if not waiter.done():
-                waiter.set_exception(error())
+    def _timeout(self, state: str) -> Exception:
+        """Why no connection came; the last connect failure is chained."""
+        timeout_s, failure = self.config.acquire_timeout, self._supply.failure
+        error: Exception = PoolTimeoutError(timeout_s, state)
+        if not self._idle and not self._held and not self._closing:  # nobody holds one: it is the server
+            cause = failure.cause if failure else f"no answer within {timeout_s:.1f} s"
+            error = DatabaseUnavailableError(self.address, cause)
+        error.__cause__ = failure
+        return error
 
-    # --- growing, and the server being away ---
+    # --- what the supply asks and says ---
 
-    def _grow(self) -> None:
-        """Start as many connects as are wanted and allowed; while the server is away, the timer alone decides."""
-        if not self._open:
-            return
-        if self._failure is not None:
-            self._retry_soon()
-            return
-        wanted = max(len(self._waiters) - len(self._connecting), self.config.min_conns - self.size)
-        for _ in range(min(wanted, self.config.max_conns - self.size)):
-            self._start_connecting()
+    def wanted(self) -> int:
+        """How many more attempts to connect would be of use now."""
+        return max(len(self._waiters) - len(self._supply.connecting), self.config.min_conns - self.size)
 
-    def _start_connecting(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._connect(), name="aegis.database.connect")
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)  # also when it is cancelled before it ran
+    def room(self) -> int:
+        """How many more connections are allowed."""
+        return self.config.max_conns - self.size
 
-    async def _connect(self) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            conn = await self.driver.connect()
-        except DatabaseUnavailableError as exc:
-            self._connecting.discard(task)
-            self._refused(exc)
-            return
-        except BaseException:
-            self._connecting.discard(task)
-            raise
-        self._connecting.discard(task)
-        if not self._open:
-            conn.terminate()
-            return
-        self._connected(conn)
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for a connection."""
+        return len(self._waiters) > 0
 
-    def _connected(self, conn: Conn) -> None:
+    def arrived(self, conn: Conn) -> None:
+        """A new connection, with the end of its life."""
         now = self._clock()
-        self._count.opened += 1
-        if self._failure is not None:
-            attempts, self._failed_attempts, self._failure = self._failed_attempts, 0, None
-            away_s = now - self._failed_since
-            _log.info("PostgreSQL at %s is back after %.1f s, %d attempts failed", self.address, away_s, attempts)
-        lifetime_s = self.config.max_conn_lifetime * random.uniform(0.9, 1.0)
-        self._give(Lease(conn, now, now + lifetime_s, now), now)
-        self._grow()
+        self._give(Lease(conn, now, now + self.config.max_conn_lifetime * random.uniform(0.9, 1.0), now), now)
 
-    def _refused(self, failure: DatabaseUnavailableError) -> None:
-        self._count.connect_failures += 1
-        self._failed_attempts += 1
-        if self._failure is None:
-            self._failed_since = self._clock()
-            if self._open:
-                _log.warning("%s; trying again in the background", failure)
-        self._failure = failure
-        if self.size == 0:  # nothing is open, nothing else is being tried: they would wait for nothing
-            self._fail_waiters(lambda: _again(failure))
-        if self._open:
-            self._retry_soon()
-
-    def _retry_soon(self) -> None:
-        """Plan the next attempt; sooner when somebody waits. One at a time: a server that starts is not stormed."""
-        if self._connecting or self.size >= self.config.max_conns:
-            return
-        loop = asyncio.get_running_loop()
-        delay_s = _BACKOFF.delay_s(self._failed_attempts)
-        if self._waiters:
-            delay_s = min(delay_s, random.uniform(_HURRY_S / 2, _HURRY_S))
-        planned = self._timers.get("retry")
-        if planned is not None:
-            if planned.when() <= loop.time() + delay_s:
-                return
-            planned.cancel()
-        self._timers["retry"] = loop.call_later(delay_s, self._retry)
-
-    def _retry(self) -> None:
-        self._timers.pop("retry", None)
-        if self._failure is not None and not self._connecting and self.size < self.config.max_conns:
-            self._start_connecting()
+    def refused(self, failure: DatabaseUnavailableError) -> None:
+        """With nothing open and nothing else being tried, those who wait would wait for nothing."""
+        if self.size == 0:
+            self._waiters.fail(lambda: _again(failure))
 
     # --- leaving: reset and close, in tasks that keep their slot until the server has let go ---
 
@@ -427,7 +352,7 @@ class Pool:
                 self._give(lease, self._clock())
                 return
             lease.conn.terminate()
-        self._grow()
+        self._supply.grow()
 
     def _retire(self, lease: Lease) -> None:
         self._spawn_closing(self.driver.close(lease.conn), lease)
@@ -457,22 +382,11 @@ class Pool:
                 continue
             spare -= 1
         self._idle = keep
-        self._report_leaks(now)
-        self._grow()
+        self._held.report_leaks(now)
+        self._supply.grow()
         bounds = (config.max_conn_lifetime, config.max_conn_idle_time, config.leak_after or _UPKEEP_S)
         period_s = max(0.01, min(_UPKEEP_S, min(bounds) / 4))
         self._timers["upkeep"] = asyncio.get_running_loop().call_later(period_s, self._upkeep)
-
-    def _report_leaks(self, now: float) -> None:
-        if not self.config.leak_after:
-            return
-        for lease in self._held:
-            if now - lease.held_since < self.config.leak_after:
-                return  # they are in the order of their hand-out
-            if not lease.reported:
-                lease.reported = True
-                self._count.leaks += 1
-                _log.warning("a connection is held for %.1f s by\n%s", now - lease.held_since, lines_of(lease.site))
 
     # --- reporting ---
 
@@ -482,22 +396,18 @@ class Pool:
             total=self.size,
             idle=len(self._idle),
             active=len(self._held),
-            connecting=len(self._connecting),
+            connecting=len(self._supply.connecting),
             closing=len(self._closing),
             waiting=len(self._waiters),
             max=self.config.max_conns,
             **asdict(self._count),
         )
 
-    def _holder(self, lease: Lease) -> str:
-        return f"{line_of(lease.site)}, {self._clock() - lease.held_since:.1f} s"
-
     def _state(self) -> str:
-        longest = next(iter(self._held), None)
         return (
             f"{self.size} of {self.config.max_conns} open, {len(self._held)} active, {len(self._idle)} idle, "
-            f"{len(self._connecting)} connecting, {len(self._waiters)} waiting, "
-            f"longest held by {self._holder(longest) if longest else 'nobody'}"
+            f"{len(self._supply.connecting)} connecting, {len(self._waiters)} waiting, "
+            f"longest held by {self._held.longest()}"
         )
 
 
