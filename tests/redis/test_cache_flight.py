@@ -67,6 +67,32 @@ async def test_when_all_have_left_the_load_ends(redis):
     assert reports == []
 
 
+async def test_nobody_boards_a_load_that_is_being_cancelled(redis):
+    """The loader takes its time to end after the last caller has left: who asks meanwhile gets a load of his own."""
+    cache, began, ended = Cache(redis), asyncio.Event(), asyncio.Event()
+
+    async def slow_to_end() -> int:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await ended.wait()
+        return 1
+
+    caller = asyncio.create_task(cache.get_or_set("k", slow_to_end, int))
+    await began.wait()
+    cancelled = cache._core.loads.flights["k"]
+    load = cancelled.task
+    caller.cancel()
+    await asyncio.sleep(0)
+    assert not load.done()
+    assert "k" not in cache._core.loads.flights
+    assert await cache.get_or_set("k", lambda: 2, int) == 2
+    ended.set()
+    await asyncio.gather(caller, load, return_exceptions=True)
+    assert await cache.get("k", int) == 2
+
+
 async def test_a_caller_cancelled_as_the_error_arrives_loses_nothing(redis):
     """The outcome of a future whose caller has just been cancelled is not reported as never retrieved."""
     reports: list[dict[str, object]] = []

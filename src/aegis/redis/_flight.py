@@ -49,17 +49,14 @@ class Flight:
             return await future
         finally:
             self._waiting.discard(future)
-            if future.done() and not future.cancelled():
-                future.exception()  # cancelled while the outcome was on its way: nobody shall report it as lost
             if not self._waiting and not self.background and self.task is not None and not self.task.done():
                 self._on_end(self)  # from here on nobody may board: it is being cancelled
                 self.task.cancel()
 
     def _land(self, task: asyncio.Task[Callable[[], Any]]) -> None:
         self._on_end(self)
-        error = (
-            ClosedError("Cache") if task.cancelled() else task.exception()
-        )  # cancelled: nobody waits, or it is closed
+        # Cancelled means that nobody waits any more, or that the cache is closed.
+        error = ClosedError("Cache") if task.cancelled() else task.exception()
         for future in self._waiting:
             if future.done():
                 continue
