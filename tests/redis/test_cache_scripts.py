@@ -138,13 +138,13 @@ class Server:
             return FOREIGN
         value = self.client.get(VALUE)
         assert value is None or 80_000 < self.client.pttl(VALUE) <= 90_000
-        return value and value.decode()
+        return None if value is None else value.decode()
 
     @property
     def lease(self) -> str | None:
         lease = self.client.get(LEASE)
         assert lease is None or 0 < self.client.pttl(LEASE) <= (20_000 if lease.startswith(b"E") else 54_000)
-        return lease and lease.decode()
+        return None if lease is None else lease.decode()
 
     def told(self) -> list[str]:
         """Everything that was announced since the last time."""
@@ -156,7 +156,7 @@ class Server:
         return told
 
 
-tokens, values = st.sampled_from(["ab", "cd"]), st.sampled_from(["one-1", "two-2"])
+tokens, values = st.sampled_from(["ab", "cd"]), st.sampled_from(["one-1", "two-2", ""])
 seen = st.sampled_from(["", "one", "two"])
 lead = st.tuples(st.just("lead"), tokens, seen)
 STEPS = st.one_of(
