@@ -36,6 +36,7 @@ COMMANDS = {
     "config": "Check the configuration, show it, or list every variable.",
     "db": "Apply the migrations of a database, or show them.",
     "cache": "Look into the shared cache, and remove from it.",
+    "tail": "Show a topic live.",
     "limits": "Show how every limit stands, live; changes nothing.",
     "sim": "Run the simulator of KIS, DART and Naver alone.",
 }
