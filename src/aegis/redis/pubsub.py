@@ -10,7 +10,7 @@ A topic has partitions. What is published waits a few milliseconds in the outbox
     broadcast/partition   what has arrived, what is missing     audience  who wants which key
     broadcast/buffers     what waits for one consumer, by policy
     broadcast/subscription  one consumer's side       receiver  one connection, all partitions, repairs
-    broadcast/pulse       the heartbeat that both sides compare with
+    broadcast/pulse       the heartbeat that both sides compare with      replay    from a topic's log
 
 Rejected: one message per tick (the cost is per message), versions by the producer's clock (two producers disagree),
 `SET` and `PUBLISH` apart (stored but never announced), versions by a counter alone (they go back when the server loses
@@ -160,6 +160,8 @@ class PubSub:
         max_rate: float | None = None,
         ring: int = RING,
         overflow: Overflow = "gap",
+        after: int | None = None,
+        since: float | None = None,
     ) -> Subscription:
         """
         The last values of the keys, marked `snapshot`, then every change, decoded into `type`.
@@ -170,13 +172,21 @@ class PubSub:
         everything. The last two keep at most `ring` updates: then the oldest are dropped and a `Gap` says so, or with
         `overflow="end"` the subscription ends with `SlowConsumerError`.
 
+        On a topic with a log (`log_frames`), `after` (the version of an update) or `since` (seconds since epoch)
+        replays what was published from there, in place of the last values. What the log has no longer is a `Gap`, and
+        last values stand in for it. A replay of more than `ring` updates needs a larger ring.
+
         Entering the subscription raises `RedisUnavailableError` when the server cannot be reached; later it outlasts
         every outage.
         """
         if self._conflate and policy in {"merge", "all"}:
             raise ValueError(f"policy={policy!r} wants every tick, but this topic is published with conflate=True")
+        if after is not None and since is not None:
+            raise ValueError(f"a replay begins at one place: after={after} or since={since}")
+        if since is not None:
+            after = int(since * 1e6)  # a version is the server's time in µs, unless that would go back
         buffer = make_buffer(policy, type, max_rate=max_rate, ring=ring, overflow=overflow)
-        return Subscription(Wanted(keys, patterns), buffer, self._receiver, ring=ring)
+        return Subscription(Wanted(keys, patterns), buffer, self._receiver, ring=ring, after=after)
 
     async def last(self, key: str, type: Any = Any) -> Any:  # noqa: A002 - the contract's name
         """

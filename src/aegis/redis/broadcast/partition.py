@@ -52,13 +52,15 @@ class Partition:
         self.state = State.IDLE
         self.life = ""
         self.version = 0  # newest that has arrived
+        self.complete = 0  # version up to which everything is known to have arrived
         self.streams: dict[str, int] = {}  # stream -> seq up to which nothing is missing
         self._kept: deque[Frame] = deque()
         self._kept_ticks = 0
 
     def begin(self, header: Header) -> None:
         """Start from here: what was published before is nobody's loss."""
-        self.life, self.version, self.streams = header.life, header.version, dict(header.streams)
+        self.life, self.streams = header.life, dict(header.streams)
+        self.version = self.complete = header.version
 
     def judge(self, frame: Frame) -> Verdict:
         """A frame has arrived. With NEXT it counts as passed on; in all other cases but KNOWN it is kept."""
@@ -88,19 +90,27 @@ class Partition:
             return "the last announcements were lost"
         return ""
 
+    def confirm(self, header: Header) -> None:
+        """Everything that the server had announced at `header` has arrived."""
+        self.complete = max(self.complete, header.version)
+
     def unseen(self, frame: Frame) -> bool:
         """Whether a value that was read has never arrived as an announcement."""
         return frame.seq > self.streams.get(frame.stream, 0)
 
-    def reconcile(self, header: Header, stored: Iterable[Frame]) -> tuple[list[Gap], list[Frame]]:
+    def reconcile(
+        self, header: Header, stored: Iterable[Frame], logged: Iterable[Frame] = ()
+    ) -> tuple[list[Gap], list[Frame]]:
         """
         What was lost, and what is to be passed on, in the order of versions. The partition is live from now on.
 
         Everything that the server had announced before `header` was read has arrived here or is lost, and `stored` was
-        read after it. A stored value is passed on exactly if its announcement was lost.
+        read after it. What the topic's log has of the lost frames is as good as arrived. A stored value is passed on
+        exactly if its announcement was lost for good.
         """
         gaps = self._new_life(header)
-        kept = [frame for frame in self._kept if frame.last_seq > self.streams.get(frame.stream, 0)]
+        frames_of = {(frame.stream, frame.seq): frame for frame in (*logged, *self._kept)}
+        kept = [frame for frame in frames_of.values() if frame.last_seq > self.streams.get(frame.stream, 0)]
         arrived: dict[str, list[Frame]] = defaultdict(list)
         for frame in kept:
             arrived[frame.stream].append(frame)
@@ -117,6 +127,7 @@ class Partition:
         lost = [frame for frame in stored if self._was_lost(frame, header, holes)]
         self.streams = ends
         self.version = max(self.version, header.version)
+        self.confirm(header)
         self._kept.clear()
         self._kept_ticks = 0
         self.state = State.LIVE

@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from itertools import islice
 
 from aegis.redis.broadcast.subscription import Wanted
-from aegis.redis.broadcast.wire import Frame, Header, Names, parse_header, parse_stored
+from aegis.redis.broadcast.wire import Frame, Header, Names, parse_frame, parse_header, parse_stored
 from aegis.redis.client import Redis
 
 _KEYS_PER_COMMAND = 512
 _SCAN_COUNT = 1000
+_FRAMES_PER_COMMAND = 200
 
 
 async def read_header(redis: Redis, names: Names, partition: int) -> Header:
@@ -36,6 +37,26 @@ async def read_wanted(redis: Redis, names: Names, partition: int, wanted: Wanted
     header = await read_header(redis, names, partition)
     values = await read_values(redis, names, partition, keys)
     return header, [frame for frame in values if frame.version <= header.version and frame.keys[0] in wanted]
+
+
+async def read_log(redis: Redis, names: Names, partition: int, after: int, until: int) -> list[Frame]:
+    """The logged frames whose last version lies in (after, until], oldest first; empty where nothing is logged."""
+    found: list[Frame] = []
+    start = f"({after}-0"
+    while True:
+        entries = await redis.execute(
+            "XRANGE", names.log(partition), start, f"{until}-0", "COUNT", _FRAMES_PER_COMMAND, idempotent=True
+        )
+        found += [parse_frame(partition, fields[1]) for _, fields in entries]
+        if len(entries) < _FRAMES_PER_COMMAND:
+            return found
+        start = f"({entries[-1][0].decode()}"
+
+
+async def logged_up_to(redis: Redis, names: Names, partition: int, version: int) -> bool:
+    """Whether the log still reaches back to a version: it holds a frame from then or before."""
+    entries = await redis.execute("XREVRANGE", names.log(partition), f"{version}-0", "-", "COUNT", 1, idempotent=True)
+    return bool(entries)
 
 
 async def _scan(redis: Redis, names: Names, partition: int) -> list[Frame]:

@@ -23,7 +23,8 @@ from aegis.redis._stats import Latency
 from aegis.redis.broadcast.audience import Audience
 from aegis.redis.broadcast.clock import ServerClock
 from aegis.redis.broadcast.partition import Partition, State, Verdict
-from aegis.redis.broadcast.reading import read_header, read_values, read_wanted
+from aegis.redis.broadcast.reading import logged_up_to, read_header, read_log, read_values, read_wanted
+from aegis.redis.broadcast.replay import replay
 from aegis.redis.broadcast.subscription import Subscription
 from aegis.redis.broadcast.wire import Frame, Header, Names, parse_frame, parse_header, parse_restored
 from aegis.redis.client import Redis
@@ -199,8 +200,12 @@ class Receiver:
     def _on_heartbeat(self, place: Place, header: Header) -> None:
         self.heartbeats += 1
         place.heard_at, place.unheard = self._heard_at, 0
-        if place.partition.state is State.LIVE and (reason := place.partition.differs(header)):
+        if place.partition.state is not State.LIVE:
+            return
+        if reason := place.partition.differs(header):
             self._repair_soon(place, reason)
+        else:
+            place.partition.confirm(header)
 
     def _on_restored(self, place: Place, frames: list[Frame]) -> None:
         """A producer wrote its book again: news for whoever has read this partition since the server lost it."""
@@ -253,9 +258,17 @@ class Receiver:
 
     async def _join(self, place: Place, subscription: Subscription) -> None:
         await place.opened.wait()
-        number = place.partition.number
+        number, after = place.partition.number, subscription.after
         header, stored = await read_wanted(self._redis, self._names, number, subscription.wanted)
-        subscription.release(number, header.version, stored)
+        if after is None:
+            subscription.release(number, header.version, stored)
+            return
+        logged = await read_log(self._redis, self._names, number, after, header.version)
+        reaches_back = await logged_up_to(self._redis, self._names, number, after)
+        gaps, frames = replay(number, header, stored, logged, after, reaches_back=reaches_back)
+        for gap in gaps:
+            subscription.report(gap)
+        subscription.release(number, header.version, frames)
 
     def _repair_soon(self, place: Place, reason: str) -> None:
         place.partition.state = State.READING
@@ -272,13 +285,15 @@ class Receiver:
                 header = await self._confirmed_header(place, feed)
                 if header is not None:
                     await feed.barrier(self._channel(place))
+                    complete = place.partition.complete
+                    logged = await read_log(self._redis, self._names, place.partition.number, complete, header.version)
                     stored = await read_values(self._redis, self._names, place.partition.number, place.audience.keys)
                     if losses == self._losses:
                         break
             except (RedisError, ConnectionError, TimeoutError):
                 attempt += 1
                 await asyncio.sleep(_RETRY.delay_s(attempt))
-        gaps, frames = place.partition.reconcile(header, stored)
+        gaps, frames = place.partition.reconcile(header, stored, logged)
         self.repairs += 1
         self.gaps += len(gaps)
         for gap in gaps:

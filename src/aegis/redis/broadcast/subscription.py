@@ -101,7 +101,10 @@ class Subscription:
     and the next `anext` goes on after it.
     """
 
-    def __init__(self, wanted: Wanted, buffer: Buffer, home: Home, *, ring: int = RING) -> None:
+    def __init__(
+        self, wanted: Wanted, buffer: Buffer, home: Home, *, ring: int = RING, after: int | None = None
+    ) -> None:
+        self.after = after  # where a replay begins: a version
         self.wanted, self._home, self._buffer, self._ring = wanted, home, buffer, ring
         self._aside: dict[int, list[Frame]] = {}  # by partition, while it is being read
         self._after: dict[int, int] = {}  # by partition: newest version that the snapshot holds
@@ -174,10 +177,10 @@ class Subscription:
         self._aside[partition] = []
 
     def release(self, partition: int, version: int, stored: Iterable[Frame]) -> None:
-        """What was read of the partition, as of `version`; then what arrived meanwhile."""
+        """What was read of the partition, last values or a replay, as of `version`; then what arrived meanwhile."""
         aside = self._aside.pop(partition, ())
         for frame in sorted(stored, key=lambda frame: frame.version):
-            self.offer(frame, (0,))
+            self.offer(frame, [place for place in self.places(frame) if frame.version + place > (self.after or 0)])
         self._after[partition] = version
         for frame in aside:
             self.offer(frame, self.places(frame))
