@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import redis.asyncio
+from tls_front import Tls, tls_front
 
 from aegis.config import RedisConfig
-from aegis.embedded import EmbeddedCluster
+from aegis.embedded import EmbeddedCluster, EmbeddedValkey
 from aegis.errors import ClosedError, CommandNotAllowedError, RedisUnavailableError, ServerReplyError
 from aegis.redis import Redis
 from aegis.redis._script import load_script
@@ -170,6 +172,68 @@ async def test_a_single_server_is_not_taken_for_a_cluster(valkey_server: object)
     """The answer of the server is in the error."""
     with pytest.raises(RedisUnavailableError, match="cluster support disabled"):
         await Redis(RedisConfig(url=f"redis+cluster://127.0.0.1:{valkey_server.port}")).__aenter__()
+
+
+async def test_tls_verifies_the_names_that_nodes_announce(valkey_cluster: EmbeddedCluster, tmp_path: Path) -> None:
+    """A proxy speaks TLS before each node; also a redirection to an address leads to the name in the certificate."""
+    tls = Tls(tmp_path)
+    slot, context = slot_of_key("{tls}"), tls.server_context("localhost")
+    primaries = valkey_cluster.nodes[:3]
+    async with contextlib.AsyncExitStack() as fronts:
+        ports = [await fronts.enter_async_context(tls_front(node, context)) for node in primaries]
+        for node, port in zip(primaries, ports, strict=True):
+            _announce(valkey_cluster, node, port, "localhost")
+        try:
+            await _gossiped(valkey_cluster, {f":{port}@".encode() for port in ports} | {b",localhost"})
+            url = f"rediss+cluster://localhost:{ports[0]}"
+            async with Redis(RedisConfig(url=url, tls_ca_file=tls.ca_file)) as client:
+                await client.pipeline([("SET", f"k{i}", i) for i in range(100)])
+                source = client.servers.owner(slot).config.port
+                target = next(node for node, port in zip(primaries, ports, strict=True) if port != source)
+                giver = primaries[ports.index(source)]
+                await asyncio.to_thread(_hand_over, valkey_cluster, slot, giver, target)
+                assert await client.execute("SET", "{tls}", 1) == b"OK"
+                assert client.servers.owner(slot).config.address == f"localhost:{ports[primaries.index(target)]}"
+                assert client.stats().connections == 3
+                await asyncio.to_thread(_hand_over, valkey_cluster, slot, target, giver)
+            with pytest.raises(RedisUnavailableError, match="TLS certificate not accepted"):
+                await Redis(RedisConfig(url=url)).__aenter__()
+        finally:
+            for node in primaries:
+                _announce(valkey_cluster, node, 0, "")
+            await _gossiped(valkey_cluster, {f":{node.port}@".encode() for node in primaries})
+
+
+def _announce(cluster: EmbeddedCluster, node: EmbeddedValkey, port: int, name: str) -> None:
+    with cluster.asking(node) as ask:
+        ask("CONFIG", "SET", "cluster-announce-port", port, "cluster-announce-hostname", name)
+
+
+async def _gossiped(cluster: EmbeddedCluster, words: set[bytes]) -> None:
+    """Every node knows what the others announce."""
+
+    def known() -> bool:
+        for node in cluster.nodes:
+            with cluster.asking(node) as ask:
+                view = ask("CLUSTER", "NODES")
+            if not all(word in view for word in words):
+                return False
+        return True
+
+    async with asyncio.timeout(30):
+        while not await asyncio.to_thread(known):
+            await asyncio.sleep(0.1)
+
+
+def _hand_over(cluster: EmbeddedCluster, slot: int, giver: EmbeddedValkey, taker: EmbeddedValkey) -> None:
+    """Give an empty slot to another node."""
+    with cluster.asking(taker) as ask, cluster.asking(giver) as other:
+        other("DEL", "{tls}")
+        taker_id = ask("CLUSTER", "MYID")
+        ask("CLUSTER", "SETSLOT", slot, "IMPORTING", other("CLUSTER", "MYID"))
+        other("CLUSTER", "SETSLOT", slot, "MIGRATING", taker_id)
+        for each in (ask, other):
+            each("CLUSTER", "SETSLOT", slot, "NODE", taker_id)
 
 
 async def test_an_acl_user_logs_in_at_every_node(caplog: pytest.LogCaptureFixture) -> None:

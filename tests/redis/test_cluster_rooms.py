@@ -9,7 +9,8 @@ import msgspec
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedCluster
-from aegis.redis import Cache, Gap, PubSub, Rate, RateLimit, RateLimiter, Redis, Update
+from aegis.errors import ServerLostError
+from aegis.redis import Cache, Decision, Gap, PubSub, Rate, RateLimit, RateLimiter, Redis, Update
 from aegis.redis._limit_gate import key_name
 from aegis.redis._slots import slot_of_key
 from aegis.redis.broadcast.wire import Names
@@ -59,6 +60,32 @@ async def test_a_limit_is_shared_by_two_clients_of_a_cluster(valkey_cluster: Emb
         assert max(waited) >= 0.6
         await limiters[0].hold(quick, 0.3)
         assert await limiters[1].wait(quick, timeout=20) > 0.1
+
+
+async def test_a_limit_pauses_for_a_window_when_another_server_keeps_it(valkey_cluster: EmbeddedCluster) -> None:
+    """A failover may have lost the last permits, and looks like this: the same keys, another server."""
+    limit = RateLimit("moving", Rate(5, per=2))
+    slot = slot_of_key(key_name("aegis", limit, ""))
+    async with Redis(RedisConfig(url=valkey_cluster.url)) as redis:
+        await redis.execute("FLUSHALL")
+        limiter = RateLimiter(redis)
+        assert (await limiter.allow(limit)).allowed
+        source = valkey_cluster.primary_of(slot)
+        target = next(node for node in valkey_cluster.nodes[:3] if node is not source)
+        await asyncio.to_thread(valkey_cluster.move_slot, slot, target)
+        decision = await first_answer(limiter, limit)
+        assert not decision.allowed
+        assert 1.0 < decision.retry_after < 6.0
+        assert await limiter.wait(limit, timeout=20) > 0.5
+        await asyncio.to_thread(valkey_cluster.move_slot, slot, source)
+
+
+async def first_answer(limiter: RateLimiter, limit: RateLimit) -> Decision:
+    """`allow` says once that its question may have reached another server than it thought."""
+    try:
+        return await limiter.allow(limit)
+    except ServerLostError:
+        return await limiter.allow(limit)
 
 
 async def test_the_cache_works_across_slots(valkey_cluster: EmbeddedCluster) -> None:

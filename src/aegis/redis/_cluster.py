@@ -310,7 +310,8 @@ class Cluster:
     def _node_at(self, rest: str, by: Node) -> Node:
         """The node that a redirection `slot host:port` names; one that we did not know joins."""
         host, _, port = rest.rpartition(" ")[2].rpartition(":")
-        place = Place(host or by.config.host, int(port))
+        told = Place(host or by.config.host, int(port))
+        place = self.topology.names.get(told, told)
         node = self._nodes.get(place)
         if node is None:
             node = self._nodes[place] = self._new_node(place)

@@ -10,7 +10,7 @@ NodesManager for the hot path, because it believes the first node that answers C
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -35,10 +35,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one node says: the claims of all primaries, and every place it knows."""
+    """What one node says: the claims of all primaries, every place it knows, and addresses of places known by name."""
 
     claims: tuple[Claim, ...]
     places: frozenset[Place]
+    names: Mapping[Place, Place] = field(default_factory=dict)
 
 
 def parse_view(text: str, asked: Place, *, by_name: bool = False) -> View:
@@ -48,7 +49,7 @@ def parse_view(text: str, asked: Place, *, by_name: bool = False) -> View:
     `by_name` prefers announced host names to addresses, as TLS needs them. A node that does not know its own address
     is where it was asked.
     """
-    claims, places = [], set()
+    claims, places, by_address = [], set(), {}
     for line in text.splitlines():
         _, where, flags, _, _, _, epoch, _, *slots = line.split()
         kinds = flags.split(",")
@@ -60,11 +61,12 @@ def parse_view(text: str, asked: Place, *, by_name: bool = False) -> View:
         own = "myself" in kinds and not host
         place = Place(name if by_name and name else asked.host if own else host, int(port))
         places.add(place)
+        by_address[Place(host, int(port))] = place
         if "master" in kinds and slots:
             ends = [part.partition("-")[::2] for part in slots if not part.startswith("[")]
             ranges = tuple((int(first), int(last or first)) for first, last in ends)
             claims.append(Claim(place, int(epoch), ranges))
-    return View(tuple(claims), frozenset(places))
+    return View(tuple(claims), frozenset(places), by_address)
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class Topology:
 
     owners: list[Place | None] = field(default_factory=lambda: [None] * SLOTS)
     places: frozenset[Place] = frozenset()
+    names: dict[Place, Place] = field(default_factory=dict)  #: by the address that a redirection tells
     _epochs: list[int] = field(default_factory=lambda: [-1] * SLOTS)
     _known: frozenset[Claim] = frozenset()
 
@@ -82,6 +85,8 @@ class Topology:
         if not views:
             return
         self.places = frozenset().union(*(view.places for view in views))
+        for view in views:
+            self.names.update(view.names)
         claims = frozenset(claim for view in views for claim in view.claims)
         for claim in claims - self._known:  # nodes that agree make the same claims: each is taken over once
             for first, last in claim.ranges:

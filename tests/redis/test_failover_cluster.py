@@ -1,0 +1,96 @@
+"""
+A real cluster that loses its primary while commands run.
+
+Nobody hangs, what was acknowledged is there (in these runs: replication is asynchronous), nothing is executed twice,
+and a primary that comes back after its replacement is not written to. Long form: benchmarks/redis_failover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from failover_load import DOWN_AFTER_MS, FAST, KEYS, load, replaced, until
+
+from aegis.config import RedisConfig
+from aegis.embedded import EmbeddedCluster
+from aegis.errors import RedisError
+from aegis.redis import Redis
+from aegis.redis._slots import slot_of_key
+from aegis.testing import FaultProxy
+
+
+@pytest.fixture
+def fragile() -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(node_timeout_ms=DOWN_AFTER_MS) as cluster:
+        yield cluster
+
+
+async def test_a_cluster_primary_that_is_killed_is_replaced_and_the_others_go_on(fragile: EmbeddedCluster) -> None:
+    """Keys of the other primaries are answered all the time; those of the dead one as soon as there is a new one."""
+    async with Redis(RedisConfig(url=fragile.url, **FAST)) as client:
+        old = fragile.primary_of(slot_of_key(KEYS[0]))
+        spared = [key for key in KEYS if fragile.primary_of(slot_of_key(key)) is not old]
+        async with load(client, KEYS) as running:
+            before = running.answered.copy()
+            old.kill()
+            await until(lambda: all(running.answered[key] > before[key] + 20 for key in spared), 10)
+            new = await replaced(lambda: fragile.primary_of(slot_of_key(KEYS[0])), old)
+        assert client.servers.owner(slot_of_key(KEYS[0])).config.port == new.port
+        old.start()
+        await asyncio.to_thread(fragile.wait_until_whole)
+        assert client.stats().state == "connected"
+
+
+async def test_a_cluster_primary_that_was_paused_and_replaced_does_not_get_its_slots_back(
+    fragile: EmbeddedCluster,
+) -> None:
+    """When it resumes it still believes in itself; its claim is older, and it is not asked again."""
+    async with Redis(RedisConfig(url=fragile.url, **FAST)) as client:
+        slot = slot_of_key(KEYS[0])
+        async with load(client, KEYS):
+            old = fragile.primary_of(slot)
+            old.pause()
+            new = await replaced(lambda: fragile.primary_of(slot), old)
+            await until(lambda: client.stats().state == "connected")
+            old.resume()
+        assert client.servers.owner(slot).config.port == new.port
+
+
+async def test_a_node_that_is_cut_off_costs_only_its_own_keys_and_is_used_again(fragile: EmbeddedCluster) -> None:
+    """A proxy swallows everything to one primary: its keys are unavailable in time, the others are not."""
+    node = fragile.nodes[0]
+    async with FaultProxy(f"127.0.0.1:{node.port}") as proxy:
+        with fragile.asking(node) as ask:
+            ask("CONFIG", "SET", "cluster-announce-port", proxy.port)
+        seeds = ",".join(f"127.0.0.1:{other.port}" for other in fragile.nodes[1:3])
+        await until(lambda: _announced(fragile, proxy.port))
+        async with Redis(RedisConfig(url=f"redis+cluster://{seeds}", **FAST)) as client:
+            here = next(f"k{i}" for i in range(99) if _port(client, f"k{i}") == proxy.port)
+            there = next(f"k{i}" for i in range(99) if _port(client, f"k{i}") != proxy.port)
+            await client.pipeline([("SET", here, 1), ("SET", there, 1)])
+            proxy.freeze()
+            with pytest.raises(RedisError):
+                await client.execute("GET", here, timeout=2.0)
+            for _ in range(50):
+                assert await client.execute("GET", there) == b"1"
+            with pytest.raises(RedisError):
+                await client.execute("GET", here, timeout=1.0)
+            proxy.reset()
+            proxy.heal()
+            assert await client.execute("GET", here, timeout=10.0) == b"1"
+        with fragile.asking(node) as ask:
+            ask("CONFIG", "SET", "cluster-announce-port", "0")
+
+
+def _announced(cluster: EmbeddedCluster, port: int) -> bool:
+    for node in cluster.nodes[1:3]:
+        with cluster.asking(node) as ask:
+            if f":{port}@".encode() not in ask("CLUSTER", "NODES"):
+                return False
+    return True
+
+
+def _port(client: Redis, key: str) -> int:
+    return client.servers.owner(slot_of_key(key)).config.port

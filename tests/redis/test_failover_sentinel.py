@@ -1,0 +1,81 @@
+"""
+A real Sentinel group that loses its primary while commands run.
+
+Nobody hangs, what was acknowledged is there (in these runs: replication is asynchronous), nothing is executed twice,
+and a primary that comes back after its replacement is not written to. Long form: benchmarks/redis_failover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+from failover_load import DOWN_AFTER_MS, FAST, KEYS, load, replaced, until
+
+from aegis.config import RedisConfig
+from aegis.embedded import EmbeddedSentinel
+from aegis.errors import RedisUnavailableError
+from aegis.redis import Rate, RateLimit, RateLimiter, Redis
+
+
+@pytest.fixture
+def group() -> Iterator[EmbeddedSentinel]:
+    with EmbeddedSentinel(down_after_ms=DOWN_AFTER_MS) as group:
+        yield group
+
+
+@pytest.mark.parametrize("fault", ["killed", "paused"])
+async def test_a_primary_is_replaced_and_no_limit_is_exceeded(group: EmbeddedSentinel, fault: str) -> None:
+    """Two clients find the new primary by themselves, keep to the limit in every window, and stay off the old one."""
+    limit, grants, over = RateLimit("upstream", Rate(10, per=1)), list[float](), False
+    config = RedisConfig(url=group.url, **FAST)
+    async with Redis(config) as one, Redis(config) as other:
+
+        async def take(limiter: RateLimiter) -> None:
+            while not over:
+                await limiter.wait(limit, timeout=60)
+                grants.append(time.monotonic())
+
+        limiters = (RateLimiter(one), RateLimiter(other))
+        tasks = [asyncio.create_task(take(limiter)) for limiter in limiters for _ in range(4)]
+        async with load(one, KEYS) as running:
+            await until(lambda: len(grants) > 15)
+            old = group.primary
+            old.kill() if fault == "killed" else old.pause()
+            new = await replaced(lambda: group.primary, old)
+            if fault == "paused":
+                old.resume()
+            before = len(grants)
+            await until(lambda: len(grants) > before + 25)
+        assert one._steady._link._transport.get_extra_info("peername")[1] == new.port
+        assert await one.raw.ping()
+        over = True
+        async with asyncio.timeout(30):
+            await asyncio.gather(*tasks)
+        assert one.stats().reconnects >= 1
+        assert running.longest_gap_s < 20
+    gaps = [later - moment for moment, later in zip(grants, grants[10:], strict=False)]
+    assert min(gaps) > 0.9, "a permit may be used a little late, never early"
+
+
+async def test_a_sentinel_that_is_dead_and_one_that_hangs_cost_a_moment(valkey_sentinel: EmbeddedSentinel) -> None:
+    """All are asked at once, so the third answers within the time for a connection."""
+    dead, hung, _ = valkey_sentinel.sentinels
+    dead.kill()
+    hung.pause()
+    try:
+        async with Redis(RedisConfig(url=valkey_sentinel.url, connect_timeout=3.0)) as client:
+            assert await client.execute("SET", "k", 1) == b"OK"
+    finally:
+        hung.resume()
+        await asyncio.to_thread(dead.start)
+
+
+async def test_no_sentinel_and_an_unknown_name_are_told_apart(valkey_sentinel: EmbeddedSentinel) -> None:
+    """The error names the group, and what the Sentinels did not know."""
+    with pytest.raises(RedisUnavailableError, match=r"other of Sentinels.*no healthy primary.*No such master"):
+        await Redis(RedisConfig(url=valkey_sentinel.url.replace("/aegis", "/other"), **FAST)).__aenter__()
+    with pytest.raises(RedisUnavailableError, match=r"no healthy primary.*Connect call failed"):
+        await Redis(RedisConfig(url="redis+sentinel://127.0.0.1:1/aegis", **FAST)).__aenter__()
