@@ -34,9 +34,9 @@ def test_the_table_says_what_the_command_says(name, line):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name):
+def test_every_command_explains_itself(name, command):
     """`aegis NAME --help` works for each."""
-    done = aegis(name, "--help")
+    done = command(name, "--help")
     assert done.returncode == 0, done.stderr
     assert f"aegis {name}" in done.stdout
 
@@ -65,16 +65,16 @@ def test_help_starts_in_the_time_that_was_promised():
     assert min(taken) < HELP_S_MAX
 
 
-def test_a_mistyped_command_is_named_with_what_was_meant():
+def test_a_mistyped_command_is_named_with_what_was_meant(command):
     """Exit code 2, one suggestion."""
-    done = aegis("dmeo")
+    done = command("dmeo")
     assert done.returncode == 2
     assert "Did you mean 'demo'?" in done.stderr
 
 
-def test_version_names_what_a_bug_report_needs():
+def test_version_names_what_a_bug_report_needs(command):
     """Ours, Python's, TLS, drivers, and the servers of the wheels as they say themselves."""
-    lines = dict(line.strip().rsplit(" ", 1) for line in aegis("--version").stdout.splitlines()[2:])
+    lines = dict(line.strip().rsplit(" ", 1) for line in command("--version").stdout.splitlines()[2:])
     assert lines["embedded Valkey"].count(".") == 2
     assert lines["embedded PostgreSQL"].startswith("18.")
     assert lines["asyncpg"].startswith("0.")

@@ -13,8 +13,8 @@ import time
 import psutil
 import pytest
 
+from aegis import sync
 from aegis.config import Config, child_environ
-from aegis.redis import RateLimiter
 from aegis.upstream import DART_RATE_LIMIT, NAVER_RATE_LIMIT
 
 AEGIS = (sys.executable, "-m", "aegis")
@@ -73,30 +73,34 @@ def test_groups_of_servers(kind):
     assert done.stdout.startswith(f"redis+{kind}://")
 
 
-async def test_limits_show_what_is_used_of_the_configured_key(redis, valkey_server):
+def test_limits_show_what_is_used_of_the_configured_key(command, valkey_server):
     """For the account of DART_API_KEY, which is not shown; held and free ones as well."""
-    limiter = RateLimiter(redis)
-    for _ in range(60):
-        await limiter.allow(DART_RATE_LIMIT, key=SECRET)
-    await limiter.hold(NAVER_RATE_LIMIT, 60)
+    with sync.Redis(Config.load({"REDIS_URL": valkey_server.url}, None).redis) as redis:
+        redis.execute("FLUSHALL")
+        limiter = sync.RateLimiter(redis)
+        for _ in range(60):
+            limiter.allow(DART_RATE_LIMIT, key=SECRET)
+        limiter.hold(NAVER_RATE_LIMIT, 60)
     environ = {"REDIS_URL": valkey_server.url, "DART_API_KEY": SECRET}
-    rows = {row["limit"]: row for row in json.loads(aegis("limits", "--json", **environ).stdout)}
+    rows = {row["limit"]: row for row in json.loads(command("limits", "--json", **environ).stdout)}
     assert rows["dart"]["used"] == 60
     assert rows["dart"]["rates"] == [{"limit": 100, "per": 60}]
     assert 0 < rows["naver"]["held_for"] <= 60
     assert rows["kis"]["used"] == 0
-    shown = aegis("limits", "dart", "naver", **environ).stdout.splitlines()
+    done = command("limits", "dart", "naver", **environ)
+    shown = done.stdout.splitlines()
     assert len(shown) == 3
     assert "████" in shown[1]
-    assert aegis("limits", "dart", "--key", "another", "--json", **environ).stdout.count('"used":0') == 1
+    assert SECRET not in done.stdout + done.stderr
+    assert command("limits", "dart", "--key", "another", "--json", **environ).stdout.count('"used":0') == 1
 
 
-def test_limits_without_redis_and_with_a_wrong_name_are_one_clear_line():
+def test_limits_without_redis_and_with_a_wrong_name_are_one_clear_line(command):
     """Exit codes 1 and 2."""
-    done = aegis("limits", "--env-file", os.devnull, REDIS_URL="redis://127.0.0.1:1")
+    done = command("limits", REDIS_URL="redis://127.0.0.1:1")
     assert done.returncode == 1
     assert "127.0.0.1:1" in done.stderr
-    done = aegis("limits", "kiss")
+    done = command("limits", "kiss")
     assert done.returncode == 2
     assert "kis" in done.stderr
 

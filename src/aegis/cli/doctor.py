@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -68,8 +67,6 @@ def doctor(
 
 async def _told(examined: Examined, areas: Iterable[str], *, request: bool, quiet: bool) -> list[Finding]:
     findings: list[Finding] = []
-    logging.getLogger("aegis").addHandler(logging.NullHandler())  # the findings say all that the log would
-    logging.getLogger("aegis").propagate = False
     async for finding in examine_all(examined, areas={"configuration", *areas}, request=request):
         if not quiet:
             if not findings or findings[-1].area != finding.area:
