@@ -52,6 +52,17 @@ class PortTakenError(AegisError, OSError):
         return f"the {self.what} cannot listen on port {self.port}: {self.reason}; choose another, or 0 for a free one"
 
 
+class MetricsDirectoryError(AegisError, OSError):
+    """The directory in which the processes of a METRICS_PORT find each other is not ours alone."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path} must be a directory of this user that nobody else can enter (mode 0700); remove it"
+
+
 # --- config -----------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from types import TracebackType
 from typing import Self
@@ -22,7 +22,7 @@ from aegis.embedded import EmbeddedPostgres, EmbeddedValkey
 from aegis.errors import ClosedError
 from aegis.http import HttpClient
 from aegis.redis import Cache, PubSub, RateLimiter, Redis
-from aegis.telemetry import Vitals
+from aegis.telemetry import MetricsServer, Sample, Vitals, on_loop, samples_of
 
 logger = logging.getLogger("aegis.runtime")
 
@@ -67,6 +67,12 @@ class Runtime:
             raise ClosedError("Runtime.db")
         return self._db
 
+    def samples(self) -> Iterator[Sample]:
+        """What every room counts, as numbers for metrics."""
+        return samples_of(
+            redis=self.redis, limiter=self.limiter, cache=self.cache, bus=self.bus, http=self.http, db=self._db
+        )
+
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
             servers = stack.enter_context(ExitStack())
@@ -80,6 +86,8 @@ class Runtime:
             self.http = await stack.enter_async_context(HttpClient(config.http))
             if self._vitals is not None:
                 await stack.enter_async_context(self._told_as(self._vitals))
+            if config.metrics.enabled:
+                self._serve_metrics(stack)
             self._stack = stack.pop_all()
         self._log_opened()
         return self
@@ -101,6 +109,14 @@ class Runtime:
         if self._db is not None:
             stats["db"] = self._db.stats
         return Vitals(self.redis, self.config.key_prefix, name, stats)
+
+    def _serve_metrics(self, stack: AsyncExitStack) -> None:
+        """On METRICS_PORT, alone or together with the other processes of this host."""
+        settings = self.config.metrics
+        samples = on_loop(asyncio.get_running_loop(), self.samples)
+        server = MetricsServer(samples, settings.port, process=self.config.process, host=settings.host)
+        server.__enter__()
+        stack.push_async_callback(asyncio.to_thread, server.close)
 
     def _log_opened(self) -> None:
         """One line: which configuration this process runs with. Equal fingerprints mean equal configurations."""

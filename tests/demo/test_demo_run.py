@@ -146,8 +146,11 @@ def test_dashboard_and_metrics_show_the_run():
         assert shown["run"]["upstreams"]["kis"]["requests"] > 0
         assert {f"process:collector {index}" for index in range(4)} <= shown.keys()
         assert "<title>aegis</title>" in urllib.request.urlopen(page, timeout=5).read().decode()
-        scraped = urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=5).read().decode()
-        assert re.search(r'aegis_upstream_requests_total\{upstream="kis"\} [1-9]', scraped)
+        scraped = urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=20).read().decode()
+        assert re.search(r'aegis_upstream_requests_total\{process="demo",upstream="kis"\} [1-9]', scraped)
+        for collector in range(4):
+            granted = rf'limit="kis",outcome="granted",process="collector_{collector}"'
+            assert re.search(r"aegis_limiter_waits_total\{lane=\"\w+\"," + granted + r"\} [1-9]", scraped)
         demo.send_signal(signal.SIGINT)
         assert demo.wait(30) == 130
 

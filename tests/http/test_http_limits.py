@@ -11,7 +11,14 @@ import pytest
 from scripted_server import FAST, CountingLimiter, Limit, answer, until
 
 from aegis.backoff import Backoff
-from aegis.errors import CircuitOpenError, HttpTimeoutError, RateLimitTimeoutError, ThrottledError, TransientError
+from aegis.errors import (
+    CircuitOpenError,
+    HttpTimeoutError,
+    RateLimitTimeoutError,
+    RedisUnavailableError,
+    ThrottledError,
+    TransientError,
+)
 from aegis.http import BreakerPolicy, Ok, Profile, RetryPolicy, Throttled, Transient
 from aegis.redis import Rate, RateLimit, RateLimiter
 
@@ -132,6 +139,19 @@ async def test_a_garbled_retry_after_is_no_pause(server, http):
     server.steps = [answer(429, headers="Retry-After: soon\r\n"), answer(503, headers="Retry-After: -5\r\n")]
     response = await http.with_rate_limiter(limiter, Limit()).get(server.url)
     assert (response.status, response.attempts, limiter.held) == (200, 3, [])
+
+
+class Unreachable(CountingLimiter):
+    async def hold(self, limit, seconds, key=""):
+        raise RedisUnavailableError("h:1", "refused")
+
+
+async def test_a_hold_that_cannot_be_shared_does_not_spoil_the_answer(server, http, caplog):
+    """The answer is there; that the others do not know of the pause is a warning."""
+    server.steps = [answer(429, headers="Retry-After: 9\r\n")]
+    response = await http.without_retry().with_rate_limiter(Unreachable(), Limit()).get(server.url)
+    assert (response.status, response.retry_after) == (429, 9.0)
+    assert "http hold not shared" in caplog.text
 
 
 class OnePermit(CountingLimiter):

@@ -152,6 +152,15 @@ async def test_a_first_order_that_failed_unsent_and_a_second_that_left_is_ambigu
     assert len(server.requests) == 2
 
 
+async def test_a_long_complaint_of_the_upstream_is_cut(server, http):
+    """An error is a line, not a page; the whole answer is in `response`."""
+    client = http.with_profile(Profile("long", lambda _request, response: Rejected("NO", response.text())))
+    server.steps = [answer(400, b"x" * 10_000)]
+    with pytest.raises(RejectedError) as caught:
+        await client.post(server.url, b"buy")
+    assert (len(str(caught.value)) < 700, len(caught.value.response.content)) == (True, 10_000)
+
+
 async def test_ambiguous_outcomes_are_counted_and_no_connection_is_none(server, broker):
     """`stats().ambiguous` is what to alarm on; a refused connection is not among them."""
     server.steps = [None]

@@ -64,6 +64,14 @@ async def test_a_final_failure_is_returned_after_all_attempts_without_a_profile(
     assert (response.status, response.attempts, len(server.requests)) == (503, 4, 4)
 
 
+async def test_without_a_profile_the_statuses_that_pass_are_tried_again(server, http):
+    """408, 429 and four of 5xx; a 501 or a 404 says the same the next time."""
+    for status, attempts in ((408, 2), (429, 2), (500, 2), (502, 2), (503, 2), (504, 2), (501, 1), (404, 1), (400, 1)):
+        server.steps = [answer(status)]
+        assert (await http.get(server.url)).attempts == attempts, status
+        server.steps = []
+
+
 async def test_an_order_that_left_is_never_sent_again(server, http):
     """A POST whose connection broke is ambiguous; the caller may say that it is idempotent."""
     server.steps = [None]

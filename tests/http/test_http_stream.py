@@ -160,6 +160,13 @@ async def test_a_reader_that_leaves_early_gives_the_connection_up(server):
         assert client.stats().in_flight == 0
 
 
+async def test_a_stream_follows_redirects_and_lets_go_of_each_hop(server):
+    """However much a hop has to say beside its Location: the only place of the pool is free for the next."""
+    async with HttpClient(HttpConfig(max_connections=1, max_connections_per_host=1)) as client:
+        server.steps = [answer(302, LARGE, "Location: /there\r\n"), answer(200, LARGE)]
+        assert await fetched(client.with_redirects(), "GET", server.url, timeout=10.0) == LARGE
+
+
 async def test_a_body_is_read_once_and_only_while_it_is_open(server, http):
     """A second pass, and one after the end, say so instead of giving nothing."""
     server.steps = [answer(200, b"short"), answer(200, LARGE)]

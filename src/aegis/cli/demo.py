@@ -52,7 +52,7 @@ def demo(
     reports: dict[str, Report] = {}
     for shared in (True, False) if compare else (True,):
         name = "one quota for all (aegis)" if shared else "each process for itself"
-        options = Options(seconds, processes, replay, shared)
+        options = Options(seconds, processes, replay, shared, _metrics(config))
         reports[name] = run(_shown(name, options, config, config.port if port is None else port))
     first, *others = reports.values()
     if json:
@@ -66,13 +66,24 @@ def demo(
         raise typer.Exit(EXIT_BROKEN)
 
 
+def _metrics(config: Config) -> dict[str, str]:
+    """What the processes of the demo need, so that their numbers stand beside the report's on METRICS_PORT."""
+    settings = config.metrics
+    if not settings.enabled or not settings.port:
+        return {}
+    return {"METRICS_ENABLED": "true", "METRICS_PORT": str(settings.port), "METRICS_HOST": settings.host}
+
+
 async def _shown(name: str, options: Options, config: Config, port: int) -> Report:
     """One run of the demo with everything that shows it: progress, dashboard, metrics."""
     newest: list[Progress] = []
     async with contextlib.AsyncExitStack() as stack:
         page = await stack.enter_async_context(Dashboard(port))
         if config.metrics.enabled:
-            stack.enter_context(MetricsServer(lambda: as_samples(newest), config.metrics.port))
+            settings = config.metrics
+            stack.enter_context(
+                MetricsServer(lambda: as_samples(newest), settings.port, process="demo", host=settings.host)
+            )
         shown = stack.enter_context(ProgressShown(f"{name}, to be seen on {page.url}"))
 
         async def on_progress(progress: Progress) -> None:

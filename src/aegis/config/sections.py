@@ -319,6 +319,7 @@ class MetricsConfig(Section):
     prefix = "METRICS_"
 
     enabled: Switch = var(False, "serve metrics")
+    host: str = var("127.0.0.1", "address to serve them on; 0.0.0.0 for a scraper on another host")
     port: Port = var(9090, "TCP port of the metrics; one of the processes of a host serves those of all")
 
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Options:
     processes: int = 4
     replay: Path | None = None
     shared: bool = True  #: False: every process limits only itself and issues its own token
+    settings: Mapping[str, str] = field(default_factory=dict)  #: further variables of the processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ async def _child(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
-            env=child_environ(environ),
+            env=child_environ({"AEGIS_PROCESS": name, **environ}),
             start_new_session=True,  # Ctrl-C is ours to pass on: children end in order, not in a heap of tracebacks
         )
     child = Child(name, process, log)
@@ -215,6 +216,7 @@ class _Run:
             "NAVER_CHART_URL": self._upstreams["naver"],
             "LOG_LEVEL": "warning",
             "LOG_FORMAT": "json",
+            **options.settings,
         }
         self._subscriber: Child | None = None
         self._collectors: list[Child] = []

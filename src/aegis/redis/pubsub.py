@@ -100,6 +100,11 @@ class PubSub:
         listening = len(self._receiver.subscriptions)
         return f"<PubSub {self._names.topic} {state} pending={self._producer.pending} subscriptions={listening}>"
 
+    @property
+    def topic(self) -> str:
+        """The name of the topic."""
+        return self._names.topic
+
     async def __aenter__(self) -> Self:
         if self._redis.enabled:
             self._open = True

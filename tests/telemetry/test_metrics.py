@@ -1,0 +1,201 @@
+"""Metrics of one process and of several on one port: fresh, complete, and right about who is alive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from aegis.errors import MetricsDirectoryError, PortTakenError
+from aegis.telemetry import MetricsServer, Sample, on_loop
+from aegis.telemetry.sample import histogram
+
+CHILD = Path(__file__).with_name("metrics_child.py")
+
+
+def scraped(port):
+    """Every sample as `{name: {labels: value}}`."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        text = answer.read().decode()
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            of_name = found.setdefault(sample.name, {})
+            labels = tuple(sorted(sample.labels.items()))
+            assert labels not in of_name, f"{sample.name}{labels} twice"
+            of_name[labels] = sample.value
+    return found
+
+
+def by_process(found, name="aegis_process_up"):
+    return {dict(labels)["process"]: value for labels, value in found.get(name, {}).items()}
+
+
+def eventually(true, what):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if (value := true()) is not None and value is not False:
+                return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what} never came")
+
+
+def meeting_place(port):
+    return Path(tempfile.gettempdir(), f"aegis-metrics-{os.getuid()}-{port}")
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    yield free
+    shutil.rmtree(meeting_place(free), ignore_errors=True)
+
+
+@pytest.fixture
+def start(port):
+    """Start a process with that name; gives it, and whether it `serves` or `waits`."""
+    children = []
+
+    def started(name):
+        child = subprocess.Popen(
+            [sys.executable, CHILD, str(port), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        children.append(child)
+        return child, child.stdout.readline().strip()
+
+    yield started
+    for child in children:
+        child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
+
+
+def test_every_kind_of_number_is_scraped_as_what_it_is():
+    """Counters, gauges and histograms, asked for at each scrape, with the labels they have."""
+    count = 0
+
+    def samples():
+        nonlocal count
+        count += 1
+        yield Sample("jobs", "Jobs.", count, (("kind", 'a"b\n'),), total=True)
+        yield Sample("queue", "Queue.", 1.5)
+        yield histogram("took_seconds", "Took.", 7.5, (0.1, 1.0), (1, 2, 3), ("kind", "x"))
+
+    with MetricsServer(samples, 0, process="me") as server:
+        first, second = scraped(server.port), scraped(server.port)
+    jobs = (("kind", 'a"b\n'), ("process", "me"))
+    assert (first["aegis_jobs_total"][jobs], second["aegis_jobs_total"][jobs]) == (1, 2)
+    assert first["aegis_queue"] == {(("process", "me"),): 1.5}
+    buckets = {dict(labels)["le"]: value for labels, value in first["aegis_took_seconds_bucket"].items()}
+    assert buckets == {"0.1": 1, "1.0": 3, "+Inf": 6}
+    mine = (("kind", "x"), ("process", "me"))
+    assert (first["aegis_took_seconds_count"][mine], first["aegis_took_seconds_sum"][mine]) == (6, 7.5)
+    with pytest.raises(OSError):
+        scraped(server.port)
+
+
+def test_processes_share_a_port_and_stand_under_their_names(port, start):
+    """The first serves, the others are asked at each scrape; two of one name are told apart by their numbers."""
+    (first, does), (second, waits), (third, too) = start("web"), start("collector 1"), start("collector 1")
+    assert (does, waits, too) == ("serves", "waits", "waits")
+    found = scraped(port)
+    pids = by_process(found, "aegis_test_pid")
+    assert sorted(pids.values()) == sorted([first.pid, second.pid, third.pid])
+    assert pids["web"] == first.pid
+    assert {name.rpartition("-")[0] for name in pids if name != "web"} == {"collector_1"}
+    assert set(by_process(found).values()) == {1.0}
+    assert len(found["aegis_test_asked_total"]) == 3
+    assert set(by_process(found, "aegis_test_true").values()) == {1.0}
+    assert list(found["aegis_test_took_bucket"].values()) == [1.0] * 6
+
+
+def test_a_killed_process_is_gone_and_a_killed_server_is_replaced(port, start):
+    """`kill -9`, first of one that is asked, then of the one that serves: the next scrapes show who is left."""
+    (server, _), (second, _), (third, _) = start("one"), start("two"), start("three")
+    second.kill()
+    second.wait()
+    assert by_process(scraped(port)) == {"one": 1.0, "three": 1.0}
+    server.kill()
+    server.wait()
+    found = eventually(lambda: by_process(scraped(port)) == {"three": 1.0} and scraped(port), "the takeover")
+    assert by_process(found, "aegis_test_pid") == {"three": third.pid}
+    late, does = start("four")
+    assert does == "waits"
+    assert by_process(scraped(port)) == {"three": 1.0, "four": 1.0}
+    late.stdin.close()
+    late.wait()
+    assert by_process(scraped(port)) == {"three": 1.0}
+
+
+def test_a_process_that_hangs_is_down_and_holds_up_nobody(port, start):
+    """Stopped in the middle of its life: the others are there, it stands at 0, and when it goes on it is up again."""
+    start("one")
+    stopped, _ = start("two")
+    stopped.send_signal(signal.SIGSTOP)
+    assert by_process(scraped(port)) == {"one": 1.0, "two": 0.0}
+    stopped.send_signal(signal.SIGCONT)
+    eventually(lambda: by_process(scraped(port)) == {"one": 1.0, "two": 1.0}, "the one that goes on")
+
+
+def test_a_port_of_somebody_else_is_said(port):
+    """Neither waited for nor shared: the program there is none of ours."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(PortTakenError, match=str(port)):
+            MetricsServer(list, port).__enter__()
+    with MetricsServer(list, port) as server:
+        assert server.serving
+
+
+def test_a_directory_that_others_can_enter_is_refused(port):
+    """They could answer in our name."""
+    meeting_place(port).mkdir()
+    meeting_place(port).chmod(0o755)
+    with pytest.raises(MetricsDirectoryError, match="mode 0700"):
+        MetricsServer(list, port).__enter__()
+
+
+def test_a_process_whose_numbers_fail_is_down_and_says_why(port, caplog):
+    """The scrape goes on without them."""
+
+    def samples():
+        raise KeyError
+
+    with MetricsServer(samples, port, process="broken"):
+        assert by_process(scraped(port)) == {"broken": 0.0}
+    assert "cannot be read" in caplog.text
+
+
+async def test_numbers_are_read_in_the_thread_of_their_loop(port):
+    """And a loop that hangs makes the process down, not the scrape hang."""
+    threads = []
+
+    def samples():
+        threads.append(threading.current_thread())
+        return [Sample("one", "One.", 1)]
+
+    with MetricsServer(on_loop(asyncio.get_running_loop(), samples), port, process="me"):
+        assert by_process(await asyncio.to_thread(scraped, port)) == {"me": 1.0}
+        assert threads == [threading.current_thread()]
+        blocked = asyncio.create_task(asyncio.to_thread(scraped, port))
+        await asyncio.sleep(0)
+        time.sleep(3.0)  # noqa: ASYNC251 - the loop hangs: that is the case
+        assert by_process(await blocked) == {"me": 0.0}
