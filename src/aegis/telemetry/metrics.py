@@ -120,12 +120,18 @@ class MetricsServer:
 
 
 def on_loop(loop: asyncio.AbstractEventLoop, samples: Callable[[], Iterable[Sample]]) -> Callable[[], Sequence[Sample]]:
-    """`samples`, called in the thread of `loop`, where the rooms live; TimeoutError where that hangs for a second."""
+    """
+    `samples`, called in the thread of `loop`, where the rooms live, from whatever thread it is asked.
+
+    Raises TimeoutError where the loop hangs for a second.
+    """
 
     async def ask() -> list[Sample]:
         return list(samples())
 
     def asked() -> Sequence[Sample]:
+        if asyncio._get_running_loop() is loop:  # noqa: SLF001 - documented, and gives None elsewhere
+            return list(samples())
         question = asyncio.run_coroutine_threadsafe(ask(), loop)
         try:
             return question.result(ANSWER_TIMEOUT_S / 2)
