@@ -116,6 +116,14 @@ async def test_rows_are_mappings_dataclasses_structs_or_tuples(db, rows):
     assert await db.fetch("select * from bars", type=Bar) == [Bar("a", DAY, 1)]
 
 
+async def test_a_key_of_one_column_may_be_its_name(db):
+    """`key="code"` is not four columns; a key of no column is refused."""
+    await db.execute("create table stocks (code text primary key, name text)")
+    assert await db.upsert("stocks", [{"code": "a", "name": "x"}], "code") == UpsertResult(1, 0, 0)
+    with pytest.raises(ValueError, match="needs the columns of a key"):
+        await db.upsert("stocks", [{"code": "a", "name": "x"}], ())
+
+
 async def test_rows_that_were_fetched_can_be_stored_again(db):
     """The driver's own records, and rows read one by one from another connection."""
     await bars(db)

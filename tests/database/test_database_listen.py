@@ -142,17 +142,27 @@ async def test_the_end_of_a_listener(db, postgres_server):
         await waiting
 
 
+async def test_a_server_that_is_away_on_entering_is_told(postgres_server):
+    """The first connection is the caller's business; only later absences end by themselves."""
+    async with FaultProxy(str(postgres_server.directory / ".s.PGSQL.5432")) as proxy:
+        where = DatabaseConfig(host=proxy.host, port=proxy.port, name="postgres", min_conns=0)
+        async with Database(where) as db:
+            proxy.refuse()
+            with pytest.raises(DatabaseUnavailableError):
+                async with db.listen("c"):
+                    pass
+
+
 async def test_what_cannot_be_listened_to(db, tmp_path):
-    """No channel, a name that the server would cut, no room, a server that is away, a pgbouncer: each says so."""
+    """No channel, a name that the server would cut, no room, a pool that is not open, a pgbouncer: each says so."""
     for channels, more in (((), {}), (("x" * 64,), {}), (("가" * 22,), {}), (("",), {}), (("c",), {"capacity": 0})):
         with pytest.raises(ValueError):
             db.listen(*channels, **more)
     async with db.listen("가" * 21) as notes:
         await db.execute("select pg_notify($1, 'x')", "가" * 21)
         assert (await anext(notes)).payload == "x"
-    with pytest.raises(DatabaseUnavailableError):
-        async with Database(DatabaseConfig(url=f"postgresql://postgres@/x?host={tmp_path}")).listen("c"):
-            pass
+    with pytest.raises(ClosedError, match="Database"):
+        Database(DatabaseConfig(url=f"postgresql://postgres@/x?host={tmp_path}")).listen("c")
     bouncing = Database(DatabaseConfig(url="postgresql://postgres@h/x?pgbouncer=true"))
     with pytest.raises(DirectConnectionError, match="DB_PGBOUNCER"):
         bouncing.listen("c")

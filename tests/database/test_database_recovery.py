@@ -88,6 +88,24 @@ async def test_an_outage_is_two_log_lines_and_recovery_needs_no_traffic(proxy, c
     assert len(lines(caplog, "is back after", "attempts failed")) == 1
 
 
+async def test_a_pool_that_was_closed_in_an_outage_can_be_opened_again(proxy):
+    """Nothing of the outage is left in it: it fills its minimum, and gets over the next outage, too."""
+    db = Database(through(proxy))
+    for _ in range(2):
+        async with db:
+            await until(lambda: db.stats().idle == 1)
+            proxy.refuse()
+            proxy.reset()
+            await until(lambda: db._pool._supply.planned is not None)
+        proxy.heal()
+    async with db:
+        proxy.refuse()
+        proxy.reset()
+        await until(lambda: db._pool._supply.planned is not None)
+        proxy.heal()
+        await until(lambda: db.stats().idle == 1)
+
+
 async def test_with_nothing_connected_callers_get_the_cause_and_not_a_timeout(proxy):
     """Refused: at once, for all who wait, each with its own exception that chains the driver's."""
     async with Database(through(proxy, acquire_timeout=30.0)) as db:

@@ -97,6 +97,33 @@ async def test_the_modes_of_a_transaction_are_the_servers(db):
     assert db.stats().resets == 0
 
 
+async def test_an_isolation_that_does_not_exist_is_refused_here(db):
+    """Not sent: it would be SQL."""
+    with pytest.raises(ValueError, match="none of read committed"):
+        async with db.transaction(isolation="snapshot; drop table n"):
+            pass
+    assert db.stats().active == 0
+
+
+async def test_plans_survive_a_change_of_the_table(db):
+    """A column added and a type changed after a statement was prepared: the next call works, on each connection."""
+    await db.execute("insert into n values (1, 1)")
+
+    async def seen() -> set[tuple]:
+        rows = await asyncio.gather(*(db.fetch_one("select *, pg_sleep(0.05) from n") for _ in range(4)))
+        return {tuple(row)[:-1] for row in rows}
+
+    assert await seen() == {(1, 1)}
+    for change, row in (
+        ("add column more text default 'x'", (1, 1, "x")),
+        ("alter column v type text", (1, "1", "x")),
+        ("drop column more, alter column v type int using v::int", (1, 1)),
+    ):
+        await db.execute(f"alter table n {change}")
+        assert await seen() == {row}
+    assert db.stats().opened == 4
+
+
 async def test_run_tx_repeats_after_a_deadlock(db):
     """Two functions that lock two rows in opposite order: one is refused with 40P01 and runs again; both count."""
     await db.execute("insert into n values (1, 0), (2, 0)")

@@ -63,6 +63,7 @@ class Supply:
         self._open = False
         if self.planned is not None:
             self.planned.cancel()
+            self.planned = None
         for task in list(self.connecting):
             task.cancel()
 

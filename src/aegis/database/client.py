@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 from weakref import WeakSet
 
 from pydantic import SecretStr
@@ -33,7 +33,7 @@ from aegis.database.pool import Pool
 from aegis.database.queries import Queries
 from aegis.database.stream import Sink
 from aegis.database.transaction import Isolation, Transaction
-from aegis.errors import DatabaseError, DirectConnectionError, QueryError
+from aegis.errors import ClosedError, DatabaseError, DirectConnectionError, QueryError
 
 T = TypeVar("T")
 _RETRIED = frozenset({"40001", "40P01"})  # serialization failure, deadlock: the server rolled back
@@ -148,6 +148,8 @@ class Database(Queries):
         Raises:
             CommitOutcomeUnknownError: the connection was lost during COMMIT.
         """
+        if isolation not in get_args(Isolation):
+            raise ValueError(f"isolation={isolation!r} is none of {', '.join(get_args(Isolation))}")
         modes = f"{isolation}{' read only' if readonly else ''}{' deferrable' if deferrable else ''}"
         async with self._lease() as lease:
             lease.readonly = readonly
@@ -177,7 +179,7 @@ class Database(Queries):
         *,
         where: str = "",
         args: Sequence[Any] = (),
-        order_by: Sequence[str] = (),
+        order_by: str | Sequence[str] = (),
         keep: bool = False,
         type: Any = None,  # noqa: A002 - as in fetch
     ) -> AsyncIterator[Claim[Any]]:
@@ -188,7 +190,8 @@ class Database(Queries):
         the process dies, everything is undone and the rows are free for others. `keep=True` leaves them to you: change
         them in `claim.tx`. `where` is SQL that may use $1... of `args`. No rows: nothing is there to do now.
         """
-        sql = claiming(table, where, order_by, len(args) + 1, keep=keep)
+        order = (order_by,) if isinstance(order_by, str) else order_by
+        sql = claiming(table, where, order, len(args) + 1, keep=keep)
         async with self.transaction() as tx:
             yield Claim(await tx.fetch(sql, *args, limit, type=type), tx)
 
@@ -204,6 +207,8 @@ class Database(Queries):
             DirectConnectionError: there is a pgbouncer in between, through which nothing would ever come.
         """
         self._needs_direct("listen")
+        if not self._pool.is_open:
+            raise ClosedError("Database")
         listener = Listener(self._pool.driver, channels, capacity)
         self._listeners.add(listener)
         return listener

@@ -128,22 +128,18 @@ async def status(conn: Conn, path: str | Path) -> list[Migration]:
 
 
 async def migrate(conn: Conn, path: str | Path, lock_timeout_s: float, on_file: OnFile | None) -> list[str]:
-    """Apply what is pending; returns the names of the files that this call applied."""
+    """Apply what is pending; returns the names of this call's files. The lock ends when the caller resets `conn`."""
     files = await asyncio.to_thread(_read, path)
     if not _pending(files, await _applied(conn)):
         return []
     await _lock(conn, path, lock_timeout_s)
-    try:
-        await conn.execute(_TABLE)
-        pending = _pending(files, await _applied(conn))  # again: the holder before us may have done it
-        for file in pending:
-            if on_file is not None:
-                on_file(file.name)
-            await _apply(conn, file)
-        return [file.name for file in pending]
-    finally:
-        if not conn.is_closed():
-            await conn.execute(f"select pg_advisory_unlock({_LOCK})")
+    await conn.execute(_TABLE)
+    pending = _pending(files, await _applied(conn))  # again: the holder before us may have done it
+    for file in pending:
+        if on_file is not None:
+            on_file(file.name)
+        await _apply(conn, file)
+    return [file.name for file in pending]
 
 
 async def _lock(conn: Conn, path: str | Path, timeout_s: float) -> None:

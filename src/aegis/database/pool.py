@@ -72,6 +72,11 @@ class Pool:
         return f"<Pool {self.address} {self._state() if self._open else 'closed'}>"
 
     @property
+    def is_open(self) -> bool:
+        """Whether connections can be had."""
+        return self._open
+
+    @property
     def size(self) -> int:
         """How many connections count against the maximum now."""
         return len(self._idle) + len(self._held) + len(self._supply.connecting) + len(self._closing)
@@ -264,7 +269,7 @@ class Pool:
         waiter = self._waiters.join(started + self.config.acquire_timeout)
         self._count.waited += 1
         if "expiry" not in self._timers:
-            self._expire_at(started + self.config.acquire_timeout, started)
+            self._expire_at(started + self.config.acquire_timeout)
         self._supply.grow()
         try:
             return await waiter
@@ -288,8 +293,8 @@ class Pool:
             self._held.add(lease, now)
             waiter.set_result(lease)
 
-    def _expire_at(self, deadline: float, now: float) -> None:
-        self._timers["expiry"] = asyncio.get_running_loop().call_later(deadline - now, self._expire)
+    def _expire_at(self, deadline: float) -> None:
+        self._timers["expiry"] = asyncio.get_running_loop().call_later(deadline - self._clock(), self._expire)
 
     def _expire(self) -> None:
         """Fail the waiters whose time is up."""
@@ -300,7 +305,7 @@ class Pool:
             waiter.set_exception(self._timeout(state))
         deadline = self._waiters.next_deadline()
         if deadline is not None:
-            self._expire_at(deadline, now)
+            self._expire_at(deadline)
 
     def _timeout(self, state: str) -> Exception:
         """Why no connection came; the last connect failure is chained."""

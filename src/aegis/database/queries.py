@@ -99,13 +99,13 @@ class Queries(ABC):
         self,
         table: str,
         rows: Rows,
-        key: Sequence[str],
+        key: str | Sequence[str],
         *,
         columns: Sequence[str] | None = None,
         timeout: float = _BULK_TIMEOUT_S,
     ) -> bulk.UpsertResult:
         """
-        Insert or update `rows` by `key` (which needs a unique index), all or nothing, through binary COPY.
+        Insert or update `rows` by `key` (columns with a unique index), all or nothing, through binary COPY.
 
         Rows come from any iterable or async iterable, read lazily: mappings, records, dataclasses, structs, or tuples
         with `columns`, which also picks columns out of wider rows. Of duplicates the last wins and counts once; a row
@@ -117,6 +117,9 @@ class Queries(ABC):
             RowShapeError: a row that does not fit, or a column that the table does not have.
             QueryError: a value that does not fit its column, with the row's number, or what the server refuses.
         """
+        key = (key,) if isinstance(key, str) else key
+        if not key:
+            raise ValueError(f"{table}: upsert needs the columns of a key")
         feed = await Feed.open(rows, columns)
         few = await feed.few(bulk.FEW)
         if few is not None and not few:
