@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from aegis.config import DatabaseConfig
 from aegis.database._lease import Lease
 from aegis.database._session import Trace
+from aegis.database._supply import Supply
 from aegis.database.pool import Pool
 from aegis.errors import ClosedError, DatabaseUnavailableError
 
@@ -91,8 +92,20 @@ class Steps:
         return self.connecting + sum(not wire.closed for wire in self.wires)
 
 
+class WatchedSupply(Supply):
+    """The supply, checking that a server that is away is tried by one attempt at a time."""
+
+    def _start_one(self) -> None:
+        assert self.failure is None or not self.connecting
+        super()._start_one()
+
+
 class Watched(Pool):
     """The pool, checking at every hand-over that it went to whoever came first."""
+
+    def __init__(self, config: DatabaseConfig, driver: Steps, clock) -> None:
+        super().__init__(config, driver, clock)
+        self._supply = WatchedSupply(driver, self, self._count, clock)
 
     def _give(self, lease: Lease, now: float) -> None:
         waiting = {waiter: due for waiter, due in self._waiters._queue.items() if not waiter.done()}
