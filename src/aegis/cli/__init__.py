@@ -32,6 +32,7 @@ from aegis.errors import AegisError, ConfigError
 COMMANDS = {
     "demo": "Run the main job on this machine, and judge it.",
     "up": "Start real servers, and print the variables that lead to them.",
+    "collect": "Collect quotes, charts and disclosures from the real upstreams.",
     "doctor": "Look at everything aegis needs, and say what to do.",
     "config": "Check the configuration, show it, or list every variable.",
     "db": "Apply the migrations of a database, or show them.",

@@ -52,7 +52,7 @@ def run_child(main: Callable[[Parent], Awaitable[None]]) -> None:
         try:
             await main(parent)
         except Exception as exc:  # noqa: BLE001 - the edge of the process: every error becomes one line for the parent
-            first = _first(exc)
+            first = first_of(exc)
             parent.tell("error", message=f"{type(first).__name__}: {first}"[:1000])
             return 1
         finally:
@@ -62,7 +62,7 @@ def run_child(main: Callable[[Parent], Awaitable[None]]) -> None:
     raise SystemExit(asyncio.run(supervised()))
 
 
-def _first(exc: BaseException) -> BaseException:
+def first_of(exc: BaseException) -> BaseException:
     """What went wrong first, out of the groups that tasks wrap it in."""
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]

@@ -12,18 +12,20 @@ import contextlib
 import itertools
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 
 import msgspec
 
 from aegis.config import Config
 from aegis.demo._child import Parent, run_child
-from aegis.errors import HttpError, RateLimitTimeoutError
+from aegis.errors import HttpError, RateLimitTimeoutError, TokenRefusedError
 from aegis.redis import Cache, RateLimiter
 from aegis.runtime import Runtime
 from aegis.telemetry import configure_logging, secrets_of
-from aegis.upstream import KIS_RATE_LIMIT, DailyBar, Disclosure, NaverQuote, StockPrice
+from aegis.upstream import DailyBar, Disclosure, NaverQuote, StockPrice
+from aegis.upstream._shape import KST
 from aegis.upstream.dart import DartClient
 from aegis.upstream.kis import KisClient
 from aegis.upstream.naver import NaverClient
@@ -39,6 +41,13 @@ _PRICE_TASKS = 3
 _CHART_EVERY = 8
 _CHART_DAYS = 60
 _WRITE_EVERY_S = 0.5
+#: Codes in one request to Naver, and the least interval between two; it publishes 7 s, and 70 s after hours.
+_NAVER_CODES = 50
+_NAVER_INTERVAL_S = 7.0
+_NEWS_EVERY_S = 60.0
+_AFTER_A_HIT_MAX_S = 0.05
+#: After a failure, however it is put.
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.2, 60.0
 _TELL_EVERY_S = 0.25
 
 
@@ -48,8 +57,9 @@ class Assignment(msgspec.Struct, frozen=True):
     index: int  #: which collector this is
     processes: int  #: how many there are
     codes: tuple[str, ...]  #: the codes that all of them walk
-    day: date  #: the newest day that the upstreams know
+    day: date | None = None  #: the newest day that the upstreams know; None: today, in Korea
     shared: bool = True  #: False: limit and cache, and with it the token, are this process's own
+    polite: bool = False  #: real upstreams: no more of DART and Naver than there is news
 
 
 class Quote(msgspec.Struct, frozen=True):
@@ -89,20 +99,21 @@ class Collector:
         self._naver = NaverClient(rt.http, limiter, self.cache, rt.config.naver)
         self._quotes: dict[str, Quote] = {}
         self._names: dict[str, str] = {}
-        rate = KIS_RATE_LIMIT.rates[0]
+        rate = self._kis.limit.rates[0]
         self._price_ttl_s = _PRICE_TTL_WALKS * len(assignment.codes) * rate.per / rate.limit
         self.counts = Counts()
 
     async def run(self) -> None:
         """Work until told to stop; the first error of any loop ends all of them."""
-        with self._going_on():  # one request for the whole fleet: the list of companies is cached for a day
+        async with self._going_on():  # one request for the whole fleet: the list of companies is cached for a day
             codes = await self._dart.corp_codes()
             self._names = {each.stock_code: each.corp_name for each in codes if each.stock_code}
         async with asyncio.TaskGroup() as tasks:
             for task in range(_PRICE_TASKS):
                 tasks.create_task(self._prices(self._walk(task)))
-            tasks.create_task(self._naver_quotes())
-            tasks.create_task(self._disclosures())
+            polite = self._assignment.polite
+            tasks.create_task(self._naver_at_its_interval() if polite else self._naver_quotes())
+            tasks.create_task(self._news() if polite else self._disclosures())
             tasks.create_task(self._write_quotes())
         await self._flush()  # what the last ones brought after the writer had stopped
 
@@ -114,16 +125,17 @@ class Collector:
         return itertools.cycle(codes[start:] + codes[:start])
 
     async def _prices(self, codes: Iterator[str]) -> None:
-        for number in itertools.count(1):
-            if self._stopping.is_set():
-                return
+        asked = 0
+        while not self._stopping.is_set():
             code = next(codes)
-            with self._going_on():
-                await self._price(code)
-                if number % _CHART_EVERY == 0:
-                    await self._chart(code)
+            async with self._going_on():
+                if await self._price(code):
+                    asked += 1
+                    if asked % _CHART_EVERY == 0:
+                        await self._chart(code)
 
-    async def _price(self, code: str) -> None:
+    async def _price(self, code: str) -> bool:
+        """Whether it had to be asked for; a sibling may have just done so."""
         loaded = False
 
         async def load() -> StockPrice:
@@ -139,10 +151,11 @@ class Collector:
                 Quote(code, price.price, price.change, price.volume, "kis", now, self._names.get(code, ""))
             )
         else:
-            await asyncio.sleep(0)  # a hit costs nothing, not even a turn of the loop; let the others have one
+            await asyncio.sleep(min(self._price_ttl_s / 20, _AFTER_A_HIT_MAX_S))  # a hit alone would be a busy loop
+        return loaded
 
     async def _chart(self, code: str) -> None:
-        day = self._assignment.day
+        day = self._assignment.day or _today()
         bars = await self._kis.daily_chart(code, day - timedelta(days=_CHART_DAYS), day)
         await self._upsert("daily_prices", [_bar_row(code, bar) for bar in bars], key=("code", "date"))
 
@@ -150,28 +163,68 @@ class Collector:
         for code in self._walk(0):
             if self._stopping.is_set():
                 return
-            with self._going_on():
+            async with self._going_on():
                 for quote in await self._naver.quotes([code]):
                     await self._publish(_naver_row(quote))
 
+    async def _naver_at_its_interval(self) -> None:
+        """All codes, fifty to a request, as often as Naver publishes; one process of the fleet asks for each."""
+        codes = self._assignment.codes
+        chunks = [codes[start : start + _NAVER_CODES] for start in range(0, len(codes), _NAVER_CODES)]
+        interval_s = _NAVER_INTERVAL_S
+        while not self._stopping.is_set():
+            for chunk in chunks:
+                async with self._going_on():
+                    await self.cache.get_or_set(
+                        f"naver-asked:{chunk[0]}:{len(chunk)}", partial(self._naver_chunk, chunk), ttl=interval_s
+                    )
+            interval_s = max(_NAVER_INTERVAL_S, self._naver.polling_interval_s)
+            await self._stopped_within(interval_s)
+
+    async def _naver_chunk(self, codes: Sequence[str]) -> int:
+        quotes = await self._naver.quotes(codes)
+        for quote in quotes:
+            await self._publish(_naver_row(quote))
+        return len(quotes)
+
+    async def _news(self) -> None:
+        """Today's disclosures, once a minute for the whole fleet: 1,440 of the 20,000 requests of a day, and pages."""
+        while not self._stopping.is_set():
+            async with self._going_on():
+                await self.cache.get_or_set("disclosures-asked", self._todays, ttl=_NEWS_EVERY_S)
+            await self._stopped_within(_NEWS_EVERY_S)
+
+    async def _todays(self) -> int:
+        found = await self._dart.disclosures(_today(), _today())
+        await self._upsert("disclosures", [_disclosure_row(item) for item in found], key=("rcept_no",))
+        return len(found)
+
     async def _disclosures(self) -> None:
         """Poll at this process's share of the limit: whoever takes 100 permits at once leaves a minute of silence."""
-        day, pause_s = self._assignment.day, self._assignment.processes * 60 / 100
+        day, pause_s = self._assignment.day or _today(), self._assignment.processes * 60 / 100
         page = self._assignment.index
         while not await self._stopped_within(pause_s):
             page = page % 10 + 1
-            with self._going_on():
+            async with self._going_on():
                 found = await self._dart.disclosures(day - timedelta(days=_CHART_DAYS), day, page=page)
                 await self._upsert("disclosures", [_disclosure_row(item) for item in found], key=("rcept_no",))
 
-    @contextlib.contextmanager
-    def _going_on(self) -> Iterator[None]:
-        """A request that failed for good is counted and logged; the collector goes on with the next."""
+    @contextlib.asynccontextmanager
+    async def _going_on(self) -> AsyncIterator[None]:
+        """
+        A request that failed for good is counted and logged; the collector goes on with the next, after a pause.
+
+        Only wrong credentials end it: no waiting helps, and every request more is one with a wrong key.
+        """
         try:
             yield
         except (HttpError, RateLimitTimeoutError) as exc:
+            if isinstance(exc, TokenRefusedError) and exc.retry_after is None:
+                raise
             self.counts.failures += 1
             log.warning("request failed: %s", exc)
+            pause_s = exc.retry_after if isinstance(exc, HttpError) else exc.retry_after_s
+            await self._stopped_within(min(max(pause_s or 0.0, _PAUSE_MIN_S), _PAUSE_MAX_S))
 
     async def _publish(self, quote: Quote) -> None:
         self._quotes[quote.code] = quote
@@ -199,6 +252,10 @@ class Collector:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
         return self._stopping.is_set()
+
+
+def _today() -> date:
+    return datetime.now(UTC).astimezone(KST).date()
 
 
 def _bar_row(code: str, bar: DailyBar) -> dict[str, object]:

@@ -55,7 +55,7 @@ class QuoteRow {
     const cell = (kind) => element("td", kind ? {class: kind} : {});
     this.code = element("th", {scope: "row"}, key);
     this.name = element("td", {lang: "ko"});
-    [this.price, this.change, this.percent] = [cell("number price"), cell("number"), cell("number")];
+    [this.price, this.change, this.percent] = [cell("number price"), cell("number wide"), cell("number")];
     [this.volume, this.source, this.age] = [cell("number wide"), cell("wide"), cell("number wide")];
     this.element = element("tr", {"data-code": key}, this.code, this.name, this.price, this.change, this.percent,
       element("td", {}, this.chart.element), this.volume, this.source, this.age);
@@ -147,7 +147,7 @@ class LimitCard {
       this.lanes[index].dataset.waiting = totals[index] ? "yes" : "no";
     });
     const who = waiting.filter((each) => each.lanes.some(Boolean))
-      .map((each) => `${each.process} ${each.lanes.reduce((sum, count) => sum + count)}`);
+      .map((each) => `${each.lanes.reduce((sum, count) => sum + count)} in ${each.process}`);
     write(this.who, who.length ? `waiting: ${who.join(", ")}` : "nobody waits");
   }
 }
