@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 
+import aiohttp
 import psutil
 import pytest
 
 from aegis import sync
 from aegis.config import Config, child_environ
+from aegis.runtime import Runtime
 from aegis.upstream import DART_RATE_LIMIT, NAVER_RATE_LIMIT
 
 AEGIS = (sys.executable, "-m", "aegis")
@@ -49,7 +53,10 @@ sys.exit(7)
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_variables_are_for_a_shell_and_servers_end_with_us(end):
     """Every line can be pasted; nothing outlives the command, whatever ends it."""
-    with subprocess.Popen([*AEGIS, "up"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as up:
+    environ = child_environ({"PORT": "0"})
+    with subprocess.Popen(
+        [*AEGIS, "up"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ
+    ) as up:
         lines = [up.stdout.readline(), up.stdout.readline()]
         variables = dict(shlex.split(line)[1].split("=", 1) for line in lines)
         assert variables.keys() == {"REDIS_URL", "DATABASE_URL"}
@@ -62,6 +69,36 @@ def test_variables_are_for_a_shell_and_servers_end_with_us(end):
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
         assert time.monotonic() < deadline, "a server outlived us"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("options", [(), ("--no-postgres",)])
+async def test_a_page_shows_what_is_on_them(options):
+    """On PORT: what a process with the printed variables publishes is there."""
+    up = await asyncio.create_subprocess_exec(
+        *(*AEGIS, "up", *options),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=child_environ({"PORT": "0"}),
+    )
+    try:
+        said = (await up.stderr.readuntil(b"Ctrl-C ends them")).decode()
+        url = re.search(r"to be seen on (http://\S+/)", said)[1]
+        lines = [(await up.stdout.readline()).decode() for _ in range(1 if options else 2)]
+        variables = dict(shlex.split(line)[1].split("=", 1) for line in lines)
+        async with Runtime(Config.load(variables, None), database=False) as rt, aiohttp.ClientSession() as session:
+            await rt.bus.publish("005930", {"price": 75_800}, urgent=True)
+            async with asyncio.timeout(30):
+                while True:
+                    async with session.get(f"{url}history.json") as answer:
+                        if await answer.json() == {"005930": [75_800]}:
+                            break
+                    await asyncio.sleep(0.05)
+            async with session.get(f"{url}state.json") as answer:
+                servers = (await answer.json()).get("servers", {})
+        assert ("PostgreSQL" in servers) is (not options) or not servers
+    finally:
+        up.send_signal(signal.SIGINT)
+        assert await up.wait() == 130
 
 
 @pytest.mark.parametrize("kind", ["sentinel", "cluster"])

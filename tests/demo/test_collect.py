@@ -69,16 +69,17 @@ async def test_a_dry_run_says_what_it_would_do_and_asks_nobody(valkey_server, da
         assert report["tokens_issued"] == 0
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_two_commands_share_everything_and_end_in_order(valkey_server, database_url):
     """One token, no refusal, rows in the tables; Ctrl-C finishes what is in hand and exits with 0."""
     async with Database(DatabaseConfig(url=database_url, min_conns=1, max_conns=1)) as db:
         await db.migrate(MIGRATIONS)
-        async with Simulator(rules=Rules(naver_polling_s=1.0)) as simulator:
+        # Two that shared nothing would send ten a second; one more or less is the business of the limiter's own tests.
+        async with Simulator(rules=Rules(naver_polling_s=1.0, kis_per_second=8)) as simulator:
             environ = settings(valkey_server, database_url, simulator)
             collectors = [await start(*CODES, "--json", environ=environ) for _ in range(2)]
             async with asyncio.timeout(60):
-                while simulator.report()["kis"]["requests"] < 20 or not simulator.report()["naver"]["requests"]:
+                while simulator.report()["kis"]["requests"] < 12 or not simulator.report()["naver"]["requests"]:
                     await asyncio.sleep(0.1)
             for collector in collectors:
                 collector.send_signal(signal.SIGINT)
@@ -91,7 +92,7 @@ async def test_two_commands_share_everything_and_end_in_order(valkey_server, dat
         assert [each["failures"] for each in counts] == [0, 0]
         rows = await db.fetch("select code, source from quotes")
         assert {row["code"] for row in rows} == set(CODES)
-        assert sum(each["prices"] for each in counts) >= 12, "the others are charts"
+        assert sum(each["prices"] for each in counts) >= 8, "the others are charts"
 
 
 @pytest.mark.timeout(120)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from enum import StrEnum
 from typing import Annotated
 
@@ -14,7 +14,8 @@ import msgspec
 import typer
 
 from aegis.cli._app import AsJson, new_app, run
-from aegis.config import child_environ
+from aegis.config import Config, child_environ
+from aegis.dashboard import Dashboard
 from aegis.embedded import EmbeddedCluster, EmbeddedPostgres, EmbeddedSentinel, EmbeddedValkey, free_port
 
 app = new_app()
@@ -38,13 +39,15 @@ def up(
     ] = None,
     redis: Annotated[Kind, typer.Option(help="One Valkey, a Sentinel group, or a cluster.")] = Kind.SINGLE,
     postgres: Annotated[bool, typer.Option(help="A PostgreSQL as well.")] = True,
+    page: Annotated[bool, typer.Option(help="The live page of what is on them, on PORT.")] = True,
     json: AsJson = False,
 ) -> None:
     """
     Start real servers, and print the variables that lead to them.
 
     They hold their data in a temporary directory, listen on the loopback only, and are gone when this ends: on Ctrl-C,
-    with the command, and even when it is killed. Exits with the command's exit code.
+    with the command, and even when it is killed. Exits with the command's exit code. A page on PORT shows quotes that
+    are published, limits, and processes that open `Runtime(config, vitals="name")`.
 
     Example: aegis up -- pytest -q
 
@@ -54,13 +57,29 @@ def up(
         variables = _started(servers, redis, postgres=postgres)
         if command:
             raise typer.Exit(run(_with(command, variables)))
+        run(_stay(variables, page=page and redis is not Kind.NONE, json=json))
+
+
+async def _stay(variables: Mapping[str, str], *, page: bool, json: bool) -> None:
+    """Say where they are, and be there until we are interrupted."""
+    async with AsyncExitStack() as stack:
+        shown = await stack.enter_async_context(_page(variables)) if page else ""
         if json:
             typer.echo(msgspec.json.encode(variables))
         else:
             typer.echo("\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items()))
-            typer.echo("running; Ctrl-C ends them", err=True)
+            typer.echo(f"running{shown}; Ctrl-C ends them", err=True)
         sys.stdout.flush()
-        run(asyncio.Event().wait())
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def _page(variables: Mapping[str, str]) -> AsyncIterator[str]:
+    """The live page of what is on these servers, with the accounts and the PORT of the user's configuration."""
+    ours = Config.load(variables, None)
+    config = Config.load().model_copy(update={"redis": ours.redis, "database": ours.database})
+    async with Dashboard(config.port) as dashboard, dashboard.live(config, database="DATABASE_URL" in variables):
+        yield f", to be seen on {dashboard.url}"
 
 
 def _started(servers: ExitStack, redis: Kind, *, postgres: bool) -> dict[str, str]:

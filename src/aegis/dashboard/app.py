@@ -91,9 +91,9 @@ class Dashboard:
         return f"http://127.0.0.1:{self._port}/"
 
     @contextlib.asynccontextmanager
-    async def live(self, config: Config) -> AsyncIterator[Runtime]:
-        """Open a runtime, and show what is on its servers until the block is left."""
-        async with Runtime(config) as rt, _Live(rt) as live:
+    async def live(self, config: Config, *, database: bool = True) -> AsyncIterator[Runtime]:
+        """Open a runtime, with a database or without, and show what is on its servers until the block is left."""
+        async with Runtime(config, database=database) as rt, _Live(rt, database=database) as live:
             self._live = live
             try:
                 yield rt
@@ -136,8 +136,8 @@ class Dashboard:
 class _Live:
     """What is open while the page is live: two topics, their gateways, and the tasks that watch."""
 
-    def __init__(self, rt: Runtime) -> None:
-        self._rt = rt
+    def __init__(self, rt: Runtime, *, database: bool) -> None:
+        self._rt, self._database = rt, database
         self._vitals = vitals_bus(rt.redis, rt.config.key_prefix)
         self.gateways = {"quotes": Gateway(rt.bus), "vitals": Gateway(self._vitals)}
         self.history, self.state = History(), dict[str, Any]()
@@ -153,7 +153,7 @@ class _Live:
                 "history": self.history.follow(rt.bus, ready),
                 "state": self._follow(),
                 "limits": watch_limits(rt, limits_of(rt.config), self.tell),
-                "servers": watch_servers(rt, self.tell),
+                "servers": watch_servers(rt, self.tell, database=self._database),
             }
             tasks = [asyncio.create_task(each, name=f"aegis dashboard {name}") for name, each in work.items()]
             stack.push_async_callback(_end, tasks)

@@ -78,10 +78,12 @@ async def _window(rt: Runtime, watched: Watched) -> dict[str, Any]:
     }
 
 
-async def watch_servers(rt: Runtime, tell: Tell) -> None:
+async def watch_servers(rt: Runtime, tell: Tell, *, database: bool) -> None:
     """Tell how the servers are, for ever."""
     while True:
-        servers = {"Valkey / Redis": await _look(_redis(rt)), "PostgreSQL": await _look(_postgres(rt))}
+        servers = {"Valkey / Redis": await _look(_redis(rt))}
+        if database:
+            servers["PostgreSQL"] = await _look(_postgres(rt))
         with contextlib.suppress(AegisError):  # Redis is away: it will be told when it is back
             await tell("servers", servers)
         await asyncio.sleep(SERVERS_EVERY_S)

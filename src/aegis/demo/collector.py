@@ -99,6 +99,7 @@ class Collector:
         self._naver = NaverClient(rt.http, limiter, self.cache, rt.config.naver)
         self._quotes: dict[str, Quote] = {}
         self._names: dict[str, str] = {}
+        self._asking: set[asyncio.Task[object]] = set()
         rate = self._kis.limit.rates[0]
         self._price_ttl_s = _PRICE_TTL_WALKS * len(assignment.codes) * rate.per / rate.limit
         self.counts = Counts()
@@ -115,6 +116,8 @@ class Collector:
             tasks.create_task(self._naver_at_its_interval() if polite else self._naver_quotes())
             tasks.create_task(self._news() if polite else self._disclosures())
             tasks.create_task(self._write_quotes())
+        if self._asking:
+            await asyncio.wait(self._asking)
         await self._flush()  # what the last ones brought after the writer had stopped
 
     def _walk(self, task: int) -> Iterator[str]:
@@ -141,18 +144,26 @@ class Collector:
         async def load() -> StockPrice:
             nonlocal loaded
             loaded = True
-            return await self._kis.price(code)
+            return await self._asked_price(code)
 
-        price = await self.cache.get_or_set(f"price:{code}", load, StockPrice, ttl=self._price_ttl_s)
-        if loaded:
-            self.counts.prices += 1
-            now = datetime.now(UTC)
-            await self._publish(
-                Quote(code, price.price, price.change, price.volume, "kis", now, self._names.get(code, ""))
-            )
-        else:
+        await self.cache.get_or_set(f"price:{code}", load, StockPrice, ttl=self._price_ttl_s)
+        if not loaded:
             await asyncio.sleep(min(self._price_ttl_s / 20, _AFTER_A_HIT_MAX_S))  # a hit alone would be a busy loop
         return loaded
+
+    async def _asked_price(self, code: str) -> StockPrice:
+        """Whoever asks also publishes; it may be the cache, ahead of time and in a task of its own."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._asking.add(task)
+        try:
+            price = await self._kis.price(code)
+            self.counts.prices += 1
+            name, now = self._names.get(code, ""), datetime.now(UTC)
+            await self._publish(Quote(code, price.price, price.change, price.volume, "kis", now, name))
+            return price
+        finally:
+            self._asking.discard(task)
 
     async def _chart(self, code: str) -> None:
         day = self._assignment.day or _today()
