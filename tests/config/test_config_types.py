@@ -51,6 +51,18 @@ def test_numbers_are_plain_digits(text):
         parse_int(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("65536", 65_536), ("5b", 5), ("1kb", 10**3), ("2MB", 2 * 10**6), ("1GB", 10**9),
+        ("64KiB", 65_536), ("16MiB", 16 * 2**20), ("1gib", 2**30),
+    ],
+)  # fmt: skip
+def test_sizes_are_decimal_or_binary_as_their_unit_says(text, count):
+    """Bytes in code."""
+    assert parse_size(text) == count
+
+
 @pytest.mark.parametrize("text", ["1.5MB", "MiB", "16 MiB", "-1", "1TB", "", "\uff11", "1e3"])
 def test_sizes_that_cannot_be_read_are_refused(text):
     """The message shows how they are written."""
