@@ -143,9 +143,21 @@ SECRETS = [variable.name for variable in registry() if variable.secret]
 
 @given(
     secret=st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=8, max_size=30),
-    bad=st.sampled_from(["@", "/", "?", "#", ":", "%", " ", "\n", "://", "[", ""]),
+    bad=st.sampled_from(["@", "/", "?", "#", ":", "%", " ", "\n", "://", "[", ",", "&", "=", ""]),
+    url=st.sampled_from(
+        [
+            "redis://:{}@h:1/x",
+            "rediss://me:{}@h:x",
+            "redis+sentinel://:{}@h:1,h2:x/name",
+            "redis+cluster://:{}@h:1,h2/3",
+            "unix://:{}@/s?db=x",
+            "{}",
+            "redis:{}",
+            "{}://h",
+        ]
+    ),
 )
-def test_secrets_are_never_shown(secret, bad):
+def test_secrets_are_never_shown(secret, bad, url):
     """Not in the repr, not in an error, whatever is wrong beside them or with them."""
     secret = f"zq{secret}"
     plain = {name: secret for name in SECRETS if not name.endswith("URL")}
@@ -154,7 +166,7 @@ def test_secrets_are_never_shown(secret, bad):
         "REDIS_PORT": "bad",
         "KIS_BASE_URL": f"http://me:{secret}@host",
         **dict.fromkeys(SECRETS, f"{bad}{secret}{bad}"),
-        "REDIS_URL": f"redis://:{secret}{bad}{secret}@h:1/x",
+        "REDIS_URL": url.format(f"{secret}{bad}{secret}"),
         "DATABASE_URL": f"postgresql://me:{secret}{bad}{secret}@h:1/x?y{secret}=1",
     }
     found = refused(wrong)
