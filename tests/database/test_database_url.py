@@ -68,7 +68,7 @@ def test_a_url_is_read_as_libpq_reads_it(url, expected):
         ("postgresql://u:hunt?hunter2@h/d=1", "not shown"),
         ("postgresql://2001:db8::1/d", "brackets"),
         ("postgresql:///d?host=a,b,c&port=1,2", "2 ports for 3 hosts"),
-        ("postgresql://h/d?sslmod=require", "unknown parameter 'sslmod'"),
+        ("postgresql://h/d?sslmod=require", "unknown parameter; did you mean sslmode"),
         ("postgresql://h/d?user", "exactly one ="),
         ("postgresql://h/d?user=a=b", "exactly one ="),
         ("postgresql://h/d?target_session_attrs=writable", "none of any"),

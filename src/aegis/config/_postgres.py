@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote
 
 DEFAULT_PORT = 5432
-_TYPO_CUTOFF = 0.8  #: what is so close to a known name is a slip, and no password
+_TYPO_CUTOFF = 0.8  #: how close a name must be to a known one for a suggestion; it is not repeated itself
 _SCHEMES = ("postgresql://", "postgres://")
 _TLS = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "sslnegotiation"})
 #: libpq's, without an effect here: the driver speaks UTF-8, keeps TCP alive by itself, and has no GSS encryption.
@@ -124,7 +124,7 @@ def _parameters(query: str) -> dict[str, str]:
         if name not in _KNOWN | _TLS | _IGNORED:
             nearest = difflib.get_close_matches(name, _KNOWN | _TLS, n=1, cutoff=_TYPO_CUTOFF)
             if nearest:
-                raise ValueError(f"unknown parameter {name!r}; did you mean {nearest[0]}?")
+                raise ValueError(f"unknown parameter; did you mean {nearest[0]}?")
             raise ValueError("unknown parameter (not shown: it may be part of a password; write a ? in one as %3F)")
         if name not in _IGNORED:
             given[name] = _decoded(value)
