@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aegis.redis._script import load_script
@@ -182,6 +182,20 @@ def connections(valkey_server) -> Iterator[tuple[redis.Redis, redis.client.PubSu
         yield client, heard
 
 
+QUIET = [("lead", "ab", ""), ("lead", "cd", ""), ("release", "ab", "upstream"), ("lead", "cd", "")]
+RENEWED = [
+    ("set", "one-1"),
+    ("lead", "ab", "one"),
+    ("lead", "cd", "one"),
+    ("store", "ab", "two-2"),
+    ("lead", "cd", "two"),
+]
+
+
+@example(steps=[*QUIET, ("renew", "cd"), ("store", "cd", "one-1"), ("delete",), ("lead", "cd", "")])
+@example(steps=[*QUIET, ("set", "one-1"), ("lead", "cd", "")])
+@example(steps=[*RENEWED, ("lead", "ab", ""), ("delete_if", "one"), ("delete_if", "two"), ("release", "ab", "")])
+@example(steps=[("foreign",), ("delete_if", "one"), ("lead", "ab", ""), ("renew", "cd"), ("renew", "ab"), ("delete",)])
 @given(steps=st.lists(STEPS, min_size=6, max_size=20))
 @settings(max_examples=100, deadline=None)
 def test_scripts_and_rules_agree(connections, steps):
