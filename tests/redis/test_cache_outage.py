@@ -204,6 +204,24 @@ async def test_full(caplog):
     assert the_states(caplog) == ["WARNING", "INFO"]
 
 
+async def test_busy():
+    """A server that answers BUSY, because it runs an endless script, is as good as away, and back when that ends."""
+    with EmbeddedValkey(port=0, options={"busy-reply-threshold": "20"}) as server:
+        async with Redis(RedisConfig(url=server.url)) as redis, Redis(RedisConfig(url=server.url)) as other:
+            cache = Cache(redis)
+            await cache.get_or_set("warm", lambda: 1, int)
+            endless = asyncio.create_task(other.raw.eval("while true do end", 0))
+            async with asyncio.timeout(10):
+                while cache.stats().state == "up":
+                    await cache.get("other")
+                    await asyncio.sleep(0.01)
+            assert await cache.get_or_set("k", lambda: 1, int) == 1
+            await other.execute("SCRIPT", "KILL", timeout=20)
+            await asyncio.gather(endless, return_exceptions=True)
+            await until(lambda: cache.stats().state == "up", 10)
+            assert await cache.get_or_set("k", lambda: 2, int) == 2
+
+
 async def test_script_flush_is_survived(redis):
     """The scripts are sent again."""
     cache = Cache(redis)

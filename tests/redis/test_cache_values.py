@@ -259,6 +259,19 @@ async def test_a_time_to_live_that_is_none_is_refused(redis, ttl):
     assert await redis.execute("DBSIZE") <= 1  # at most the error that keeps others quiet
 
 
+async def test_tags_outlive_what_carries_them(redis):
+    """However a value was stored, its tags' generations are there as long as it is; a short one leaves them alone."""
+    cache, month_s = Cache(redis), 86_400 * 30
+    await cache.set("a", 1, ttl=month_s, tags=("set",))
+    await cache.set_many({"b": 1, "c": 1}, ttl=month_s, tags=("many",))
+    await cache.get_or_set("d", lambda: 1, ttl=1, stale_s=month_s, tags=("loaded", "both"))
+    await cache.get_or_set_many(["e"], lambda _: {"e": 1}, ttl=month_s, tags=("batch", "both"))
+    await cache.set("f", 1, ttl=1, tags=("short", "both"))
+    for tag in ("set", "many", "loaded", "both", "batch"):
+        assert await redis.execute("PTTL", f"aegis:tag:{tag}") > month_s * 1000
+    assert await redis.execute("PTTL", "aegis:tag:short") < 86_400 * 1000
+
+
 async def test_loaded_values_do_not_expire_together(redis):
     """A fixed ttl is shortened at random by at most `jitter`; that of `set` and of a function is exact."""
     cache = Cache(redis, jitter=0.1)
