@@ -43,8 +43,8 @@ class Cache:
     - `lease_s`: how long the right to load lasts unless renewed. After a `kill -9` of the loading process another one
       loads within that time. At most 10.
     - `load_timeout_s`: a loader that takes longer is cancelled, and its callers get `LoadTimeoutError`.
-    - `patience_s`: longest wait for one answer of the server, before this process goes on without it and asks again in
-      the background.
+    - `patience_s`: longest that one call waits for Redis, all its questions together (a batch a little longer), before
+      this process goes on without it and asks again in the background.
     - `concurrent_loads`: most loaders that run at once in this process, also while Redis is away.
     - `on_outage`: what `get`, `set` and `delete` do when Redis does not answer: "miss" (nothing; what could not be
       deleted is deleted when Redis is back) or "raise". `get_or_set` never raises for it.
