@@ -130,7 +130,8 @@ async def test_a_crowd_leaves_nothing_behind(valkey_server, fault):
 
 async def test_closing_in_the_middle_of_a_crowd(valkey_server):
     """Everybody gets ClosedError or his value, at once; no task is left."""
-    before = asyncio.all_tasks()
+    before, reports = asyncio.all_tasks(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
     async with Redis(RedisConfig(url=valkey_server.url)) as redis:
         cache = Cache(redis, concurrent_loads=8)
         loop = asyncio.get_running_loop()
@@ -139,3 +140,5 @@ async def test_closing_in_the_middle_of_a_crowd(valkey_server):
     outcomes = await asyncio.gather(*crowd, return_exceptions=True)
     assert {type(each) for each in outcomes} <= {ClosedError}
     assert asyncio.all_tasks() == before
+    gc.collect()
+    assert reports == []
