@@ -35,6 +35,8 @@ KEYS = [f"{number:06}" for number in range(2000)]
 CHANNEL = "bench:quotes"
 BATCH = 500
 SUBSCRIBERS = 2
+#: The slow ones send fewer ticks: a rate does not need more.
+FEWER = {"redis-py": 5, "broadcaster": 50}
 
 
 class Quote(msgspec.Struct, frozen=True):
@@ -58,41 +60,31 @@ def quote(number: int) -> Quote:
     return Quote(KEYS[number % len(KEYS)], price, price - 100, price + 100, number * 7, number)
 
 
-class Count:
-    """What a subscriber saw: it says `ready` before and its report after."""
+class Seen:
+    """What a subscriber has received: counted, and in order per code, or it fails."""
 
     def __init__(self) -> None:
-        self.received, self.started, self.ended_at = 0, 0.0, 0.0
-
-    def add(self, value: Quote) -> bool:
-        """One tick; False at the end of the feed."""
-        if value.number < 0:
-            return False
-        if not self.received:
-            self.started = time.time()
-        self.received += 1
-        return True
+        self.received, self.ended_at = 0, 0.0
+        self.newest = dict.fromkeys(KEYS, -1)
 
     def report(self) -> None:
         """One line of JSON."""
-        cpu = cpu_s()
         ended = self.ended_at or time.time()
-        print(json.dumps({"received": self.received, "started": self.started, "ended": ended, "cpu_s": cpu}))
+        print(json.dumps({"received": self.received, "ended": ended, "cpu_s": time.process_time() - before["cpu_s"]}))
+
+
+before = {"cpu_s": 0.0, "at": 0.0}
 
 
 def ready() -> None:
-    """Tell the parent. From here on CPU is counted: not the imports."""
-    global cpu_before  # noqa: PLW0603 - one measurement per process
-    cpu_before = time.process_time()
+    """Tell the parent. From here on time and CPU count: not the imports, not the making of the feed."""
+    before.update(cpu_s=time.process_time(), at=time.time())
     print("ready", flush=True)
 
 
-cpu_before = 0.0
-
-
-def cpu_s() -> float:
-    """CPU seconds of this process since `ready`."""
-    return time.process_time() - cpu_before
+def published(frames: int) -> None:
+    """What a publisher tells in the end."""
+    print(json.dumps({"frames": frames, "started": before["at"], "cpu_s": time.process_time() - before["cpu_s"]}))
 
 
 # --- ours ---
@@ -111,7 +103,7 @@ async def aegis_publish(port: int, ticks: int) -> None:
         for partition_key in KEYS:  # an end on every partition, so that no order between them is assumed
             await bus.publish(partition_key, END)
         await bus.flush()
-        print(json.dumps({"frames": bus.stats().frames, "cpu_s": cpu_s()}))
+        published(bus.stats().frames)
 
 
 async def aegis_subscribe(port: int, ticks: int) -> None:
@@ -123,22 +115,25 @@ async def aegis_subscribe(port: int, ticks: int) -> None:
         PubSub(redis, topic="bench") as bus,
         bus.subscribe(type=Quote, policy="all") as updates,
     ):
-        count, newest, ended = Count(), {}, 0
+        seen, ended = Seen(), 0
+        newest = seen.newest
         ready()
         async for event in updates:
             if type(event) is Gap:
                 raise AssertionError(f"lost: {event}")
             value = event.value
-            if not count.add(value):
+            number = value.number
+            if number < 0:
                 ended += not event.snapshot
                 if ended == len(KEYS):
                     break
                 continue
-            if newest.get(event.key, -1) >= value.number:
+            seen.received += 1
+            if number <= newest[value.code]:
                 raise AssertionError("out of order")
-            newest[event.key] = value.number
-        assert count.received == ticks, f"{count.received} of {ticks}"
-        count.report()
+            newest[value.code] = number
+        assert seen.received == ticks, f"{seen.received} of {ticks}"
+        seen.report()
 
 
 # --- rivals ---
@@ -157,7 +152,7 @@ async def redis_py_publish(port: int, ticks: int) -> None:
         await pipe.execute()
     await client.publish(CHANNEL, ENCODE(END))
     await client.aclose()
-    print(json.dumps({"frames": ticks, "cpu_s": cpu_s()}))
+    published(ticks)
 
 
 async def redis_py_subscribe(port: int, _ticks: int) -> None:
@@ -166,18 +161,21 @@ async def redis_py_subscribe(port: int, _ticks: int) -> None:
     client = redis.asyncio.Redis(host="127.0.0.1", port=port)
     async with client.pubsub(ignore_subscribe_messages=False) as pubsub:
         await pubsub.subscribe(CHANNEL)
-        count, newest = Count(), {}
+        seen = Seen()
+        newest = seen.newest
         async for message in pubsub.listen():
             if message["type"] == "subscribe":
                 ready()
                 continue
             value = DECODE(message["data"])
-            if not count.add(value):
+            number = value.number
+            if number < 0:
                 break
-            if newest.get(value.code, -1) >= value.number:
+            seen.received += 1
+            if number <= newest[value.code]:
                 raise AssertionError("out of order")
-            newest[value.code] = value.number
-        count.report()
+            newest[value.code] = number
+        seen.report()
     await client.aclose()
 
 
@@ -190,7 +188,7 @@ async def broadcaster_publish(port: int, ticks: int) -> None:
         for value in feed:
             await broadcast.publish(CHANNEL, ENCODE(value).decode())
         await broadcast.publish(CHANNEL, ENCODE(END).decode())
-    print(json.dumps({"frames": ticks, "cpu_s": cpu_s()}))
+    published(ticks)
 
 
 async def broadcaster_subscribe(port: int, _ticks: int) -> None:
@@ -199,28 +197,31 @@ async def broadcaster_subscribe(port: int, _ticks: int) -> None:
     async with Broadcast(f"redis://127.0.0.1:{port}") as broadcast, broadcast.subscribe(CHANNEL) as subscriber:
         await asyncio.sleep(0.3)  # it does not say when the server has confirmed
         broadcast._backend._ready.set()  # its listener has looked once, before it had subscribed, and sleeps for ever
-        count, newest = Count(), {}
+        seen = Seen()
+        newest = seen.newest
         ready()
-        watching = asyncio.create_task(give_up_when_silent(count))
+        watching = asyncio.create_task(give_up_when_silent(seen))
         async for event in subscriber:
             value = DECODE(event.message)
-            if not count.add(value):
+            number = value.number
+            if number < 0:
                 break
-            if newest.get(value.code, -1) >= value.number:
+            seen.received += 1
+            if number <= newest[value.code]:
                 raise AssertionError("out of order")
-            newest[value.code] = value.number
+            newest[value.code] = number
         watching.cancel()
-        count.report()
+        seen.report()
 
 
-async def give_up_when_silent(count: Count) -> None:
+async def give_up_when_silent(seen: Seen) -> None:
     """It may lose the end of the feed, too: then what came until the silence counts, and the loss is shown."""
-    before = -1
-    while count.received != before:
-        before = count.received
+    last = -1
+    while seen.received != last:
+        last = seen.received
         await asyncio.sleep(5)
-    count.ended_at = time.time() - 5
-    count.report()
+    seen.ended_at = time.time() - 5
+    seen.report()
     sys.stdout.flush()
     os._exit(0)
 
@@ -242,7 +243,7 @@ def floor_publish(port: int, ticks: int) -> None:
                 reader.feed(link.recv(65536))
         link.sendall(hiredis.pack_command(("PUBLISH", CHANNEL, encode([END]))))
         link.recv(64)
-    print(json.dumps({"frames": ticks // BATCH, "cpu_s": cpu_s()}))
+    published(ticks // BATCH)
 
 
 def floor_subscribe(port: int, _ticks: int) -> None:
@@ -251,7 +252,8 @@ def floor_subscribe(port: int, _ticks: int) -> None:
     decode = msgspec.json.Decoder(list[Quote]).decode
     with socket.create_connection(("127.0.0.1", port)) as link:
         link.sendall(hiredis.pack_command(("SUBSCRIBE", CHANNEL)))
-        reader, count, newest = hiredis.Reader(), Count(), {}
+        reader, seen = hiredis.Reader(), Seen()
+        newest = seen.newest
         while True:
             message = reader.gets()
             if message is False:
@@ -260,12 +262,14 @@ def floor_subscribe(port: int, _ticks: int) -> None:
                 ready()
             else:
                 for value in decode(message[2]):
-                    if not count.add(value):
-                        count.report()
+                    number = value.number
+                    if number < 0:
+                        seen.report()
                         return
-                    if newest.get(value.code, -1) >= value.number:
+                    seen.received += 1
+                    if number <= newest[value.code]:
                         raise AssertionError("out of order")
-                    newest[value.code] = value.number
+                    newest[value.code] = number
 
 
 WORK = {
@@ -292,7 +296,7 @@ def start(rival: str, role: str, port: int, ticks: int) -> subprocess.Popen[str]
 
 
 def measure(rival: str, port: int, ticks: int) -> dict[str, float]:
-    """One publisher, two subscribers: from the first tick at a subscriber to the last at the slower one."""
+    """One publisher, two subscribers: from the first `publish` to the last tick at the slower subscriber."""
     server_cpu = server_cpu_s(port)
     subscribers = [start(rival, "subscribe", port, ticks) for _ in range(SUBSCRIBERS)]
     for child in subscribers:
@@ -306,16 +310,16 @@ def measure(rival: str, port: int, ticks: int) -> dict[str, float]:
         if child.returncode:
             raise SystemExit(f"{rival} failed")
         reports.append(json.loads(out.splitlines()[-1]))
-    published, seen = reports[0], reports[1:]
-    elapsed = max(report["ended"] for report in seen) - min(report["started"] or report["ended"] for report in seen)
+    sent, seen = reports[0], reports[1:]
+    elapsed = max(report["ended"] for report in seen) - sent["started"]
     received = min(report["received"] for report in seen)
     return {
         "ticks_per_s": received / elapsed if received else 0.0,
         "lost": ticks - received,
-        "publisher_cpu_us": published["cpu_s"] / ticks * 1e6,
+        "publisher_cpu_us": sent["cpu_s"] / ticks * 1e6,
         "subscriber_cpu_us": statistics.mean(report["cpu_s"] for report in seen) / ticks * 1e6,
         "server_cpu_us": (server_cpu_s(port) - server_cpu) / ticks * 1e6,
-        "frames": published["frames"],
+        "frames": sent["frames"],
     }
 
 
@@ -328,14 +332,14 @@ def server_cpu_s(port: int) -> float:
 
 
 def compare(rivals: list[str], rounds: int, ticks: int) -> list[dict[str, Any]]:
-    """All measurements, interleaved. The slow rivals send fewer: a rate does not need more."""
+    """All measurements, interleaved."""
     from aegis.embedded import EmbeddedValkey
 
     seen: dict[str, list[dict[str, float]]] = {}
     with EmbeddedValkey(port=0) as server:
         for at in range(rounds):
             for rival in rivals:
-                some = ticks if rival in {"aegis", "floor"} else max(ticks // 5, 1000)
+                some = max(ticks // FEWER.get(rival, 1), 1000)
                 result = measure(rival, server.port, some)
                 seen.setdefault(rival, []).append(result)
                 print(f"round {at + 1}/{rounds} {rival}: {result}", file=sys.stderr)

@@ -93,7 +93,7 @@ class PubSub:
         )
         self._receiver = Receiver(redis, self._names, self._clock)
         self._pulse = Pulse(redis, self._names, self._clock, self._producer, self._receiver)
-        self._open = False
+        self._open = self._used = False
 
     def __repr__(self) -> str:
         state = "open" if self._open else "closed"
@@ -106,6 +106,9 @@ class PubSub:
         return self._names.topic
 
     async def __aenter__(self) -> Self:
+        if self._used:
+            raise RuntimeError("a PubSub is opened once; make another")
+        self._used = True
         if self._redis.enabled:
             self._open = True
             self._producer.open()
@@ -189,7 +192,7 @@ class PubSub:
         if after is not None and since is not None:
             raise ValueError(f"a replay begins at one place: after={after} or since={since}")
         if since is not None:
-            after = int(since * 1e6)  # a version is the server's time in µs, unless that would go back
+            after = int(since * 1e6)  # a version is the time of publication in µs, unless that would go back
         buffer = make_buffer(policy, type, max_rate=max_rate, ring=ring, overflow=overflow)
         return Subscription(Wanted(keys, patterns), buffer, self._receiver, ring=ring, after=after)
 

@@ -70,6 +70,7 @@ class Lane:
         self._newest_frame = (0, 0)  # its version, its time
         self._sending = False
         self._lost_data = False
+        self._hurry = False  # the open parcel must not wait for the regular flush
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
@@ -82,9 +83,13 @@ class Lane:
 
     # --- the publisher's side: never waits ---
 
+    def leave(self) -> None:
+        """Send the parcels that are closed."""
+        self._start()
+
     def leave_now(self) -> None:
-        """Send what is here as soon as the frame in flight has been answered."""
-        self.outbox.close_parcel()
+        """Send everything as soon as the frame in flight has been answered; until then, it may become more."""
+        self._hurry = True
         self._start()
 
     def leave_soon(self, now: float) -> bool:
@@ -147,6 +152,9 @@ class Lane:
                     await self._until_taken(self._restore)
                 elif (parcel := self.outbox.take()) is not None:
                     await self._send(parcel)
+                elif self._hurry:
+                    self._hurry = False
+                    self.outbox.close_parcel()
                 else:
                     break
             self._sending = False

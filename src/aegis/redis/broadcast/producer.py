@@ -74,8 +74,10 @@ class Producer:
         self.pending = pending = self.pending + 1
         if pending >= self._outbox_max:
             self.blocked = True
-        if urgent or full:
+        if urgent:
             lane.leave_now()
+        elif full:
+            lane.leave()
         elif self._flush_timer is None:
             self._flush_timer = asyncio.get_running_loop().call_later(self._flush_s, self._flush_lanes)
         return full

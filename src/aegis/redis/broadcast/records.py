@@ -13,10 +13,11 @@ class Update(msgspec.Struct, frozen=True, gc=False):
     One value of one key.
 
     `version` grows with every tick of the key's partition, whoever publishes, and never goes back for a key; unless
-    that would make it go back, it is the server's time in µs since epoch. `conflated` says how many older ticks of the
-    key were folded into this one. `published_at` is when `publish` was called, in seconds since epoch on the server's
-    clock (ticks of one frame share the time of the oldest). `snapshot` marks a value that was read, not announced: the
-    first values of a subscription, and those that repair a gap.
+    it would, it is the time of publication in µs since epoch on the server's clock. `conflated` says how many older
+    ticks of the key were folded into this one. `published_at` is when `publish` was called, in seconds since epoch on
+    the server's clock (ticks of one frame share the time of the oldest). `snapshot` marks a value that was read, not
+    announced: the first values of a subscription, and those that repair a gap; it has the version of its frame's last
+    tick.
     """
 
     key: str

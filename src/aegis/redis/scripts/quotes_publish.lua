@@ -14,9 +14,9 @@
 -- returns  {life, version of the first tick, seq that the stream had reached before}; a frame that was here already
 --          changes nothing and gets its own last seq
 -- The header is {life, newest version, {stream -> {seq, version of its newest frame, at}}}. Tick i (from 0) has the
--- version `version + i`. Versions are the order of this server, whoever publishes, and also its time in µs unless that
--- would go back; so they never do. A stored value has the version and seq of its frame's last tick: the same order, for
--- less work. The message is "f", life, version and at, a newline, and the body.
+-- version `version + i`. Versions are the order of this server, whoever publishes, and also the time of publication in
+-- µs, unless that would go back; so they never do. A stored value has the version and seq of its frame's last tick: the
+-- same order, for less work. The message is "f", life, version and at, a newline, and the body.
 -- Every number is an integer below 2^53, so a double holds it exactly; numbers leave through %.0f.
 local FIRST, FORGET_US = 10, 7 * 86400 * 1000000
 local life, stream = ARGV[1], ARGV[2]

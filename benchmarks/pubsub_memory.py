@@ -1,0 +1,139 @@
+"""
+Does a subscriber grow? Two questions, both answered with an exit code.
+
+never   subscribers that never read, one per policy: resident memory after 100,000 ticks of 2,000 keys, and a million.
+frames  a subscriber that reads a million ticks in some 950,000 frames: the leak of hiredis (97 bytes for every push on
+        RESP3) would be 90 MB.
+
+    python -m benchmarks.pubsub_memory [--smoke] [--json] [--ticks 1000000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.pubsub_throughput import KEYS, quote, versions
+from benchmarks.redis_soak import rss_kib
+
+GROWTH_MAX_KIB = 4096
+POLICIES = ("latest", "merge", "trade_safe", "all")
+
+
+async def listen(port: int, policy: str) -> None:
+    """Subscribe; say on every line from the parent what has come and what it costs. `read` takes everything."""
+    from aegis.config import RedisConfig
+    from aegis.redis import PubSub, Redis
+
+    async with (
+        Redis(RedisConfig(host="127.0.0.1", port=port)) as redis,
+        PubSub(redis, topic="bench") as bus,
+        bus.subscribe(policy="latest" if policy == "read" else policy) as updates,
+    ):
+
+        async def read() -> None:
+            async for _ in updates:
+                pass
+
+        reading = asyncio.create_task(read()) if policy == "read" else None
+        print("ready", flush=True)
+        while await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline):
+            print(
+                json.dumps({"received": bus.stats().received, "pending": updates.pending, "rss_kib": rss_kib()}),
+                flush=True,
+            )
+        if reading is not None:
+            reading.cancel()
+
+
+class Listener:
+    """A process that listens."""
+
+    def __init__(self, port: int, policy: str) -> None:
+        plan = json.dumps([port, policy])
+        command = [sys.executable, "-m", "benchmarks.pubsub_memory", "--worker", plan]
+        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.child.stdout is not None
+        if self.child.stdout.readline() != "ready\n":
+            raise SystemExit(f"{policy}: it did not start")
+
+    async def after(self, ticks: int) -> dict[str, int]:
+        """What it says once it has received so many."""
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        while True:
+            self.child.stdin.write("\n")
+            self.child.stdin.flush()
+            said: dict[str, int] = json.loads(await asyncio.to_thread(self.child.stdout.readline))
+            if said["received"] >= ticks:
+                return said
+            await asyncio.sleep(0.05)
+
+    def close(self) -> None:
+        """End it."""
+        assert self.child.stdin is not None
+        self.child.stdin.close()
+        self.child.wait(10)
+
+
+async def run(port: int, ticks: int, policies: tuple[str, ...], frame_ticks: int) -> dict[str, Any]:
+    """Publish a tenth, look, publish the rest, look again."""
+    from aegis.config import RedisConfig
+    from aegis.redis import PubSub, Redis
+
+    result: dict[str, Any] = {}
+    async with Redis(RedisConfig(host="127.0.0.1", port=port)) as redis, PubSub(redis, topic="bench") as bus:
+        listeners = {policy: Listener(port, policy) for policy in policies}
+        marks: dict[str, list[dict[str, int]]] = {policy: [] for policy in policies}
+        done = 0
+        for goal in (ticks // 10, ticks):
+            for number in range(done, goal):
+                await bus.publish(KEYS[number % len(KEYS)], quote(number))
+                if frame_ticks and number % frame_ticks == 0:
+                    await bus.flush()
+            await bus.flush()
+            done = goal
+            for policy, listener in listeners.items():
+                marks[policy].append(await listener.after(goal))
+        for policy, listener in listeners.items():
+            listener.close()
+            early, late = marks[policy]
+            result[policy] = {
+                "rss_kib": [early["rss_kib"], late["rss_kib"]],
+                "growth_kib": late["rss_kib"] - early["rss_kib"],
+                "pending": late["pending"],
+            }
+        result["frames"] = bus.stats().frames
+    return result
+
+
+def main() -> None:
+    """Read the options, measure, print JSON; exit with 1 if anything grew."""
+    from aegis.embedded import EmbeddedValkey
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="short, to see that it runs")
+    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
+    parser.add_argument("--ticks", type=int, default=1_000_000)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        asyncio.run(listen(*json.loads(options.worker)))
+        return
+    ticks = 20_000 if options.smoke else options.ticks
+    with EmbeddedValkey(port=0) as server:
+        never = asyncio.run(run(server.port, ticks, POLICIES, 0))
+        read = asyncio.run(run(server.port, ticks, ("read",), 4))
+    grown = [row["growth_kib"] for part in (never, read) for row in part.values() if isinstance(row, dict)]
+    ok = options.smoke or max(grown) <= GROWTH_MAX_KIB
+    report = {"question": "memory of a subscriber", "ok": ok, "ticks": ticks, "versions": versions()}
+    print(json.dumps({**report, "never_reads": never, "reads": read}, indent=None if options.json else 2))
+    sys.exit(not ok)
+
+
+if __name__ == "__main__":
+    main()
