@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 import resource
+import shlex
 import subprocess
 import sys
 
@@ -39,6 +41,25 @@ def test_every_command_explains_itself(name, command):
     done = command(name, "--help")
     assert done.returncode == 0, done.stderr
     assert f"aegis {name}" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_shows_an_example_that_it_would_accept(name):
+    """It begins with the command, and every option in it is one of its own."""
+    command = typer.main.get_command(importlib.import_module(f"aegis.cli.{name}").app)
+    leaves = (
+        {f"{name} {sub}": leaf for sub, leaf in command.commands.items()}
+        if hasattr(command, "commands")
+        else {name: command}
+    )
+    for words, leaf in leaves.items():
+        examples = re.findall(r"Example: (aegis (?:(?!Example:)[^|>])+)", " ".join((leaf.help or "").split()))
+        assert examples, f"the help of `aegis {words}` has no example"
+        known = {option for parameter in leaf.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        for example in examples:
+            assert example.startswith(f"aegis {words}")
+            given = shlex.split(example.partition(" -- ")[0])
+            assert {word for word in given if word.startswith("-")} <= known, example
 
 
 def test_help_lists_every_command_and_imports_none():

@@ -98,6 +98,8 @@ def stats(json: AsJson = False) -> None:
     What fills the cache on the server: values and bytes by group, loads under way, tags.
 
     Hits and misses are counted by each process: `Cache.stats()`, and its metrics.
+
+    Example: aegis cache stats --json
     """
 
     async def look() -> CacheSurvey:
@@ -136,7 +138,11 @@ def invalidate(tag: Annotated[str, typer.Argument(help="Every value that carries
 
 @app.command()
 def delete(key: Annotated[str, typer.Argument(help="As in `get`.")]) -> None:
-    """Remove one value, everywhere. Exits with 0 whether or not there was one."""
+    """
+    Remove one value, everywhere. Exits with 0 whether or not there was one.
+
+    Example: aegis cache delete stock:005930
+    """
 
     async def remove() -> bool:
         async with _opened() as opened:

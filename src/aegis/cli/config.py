@@ -92,13 +92,21 @@ def show(
 
 @app.command()
 def example() -> None:
-    """Print what stands in `.env.example`: every variable, commented out."""
+    """
+    Print what stands in `.env.example`: every variable, commented out.
+
+    Example: aegis config example > .env
+    """
     typer.echo(example_text(), nl=False)
 
 
 @app.command()
 def docs() -> None:
-    """Print the page `docs/configuration.md`: the rules and every variable."""
+    """
+    Print the page `docs/configuration.md`: the rules and every variable.
+
+    Example: aegis config docs | less
+    """
     typer.echo(docs_text(), nl=False)
 
 

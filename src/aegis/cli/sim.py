@@ -56,6 +56,8 @@ def sim(
 
     Strict in every sliding window, on the loopback, until Ctrl-C. GET /_sim/report says what it saw; POST /_sim/faults,
     /_sim/rules and /_sim/void-tokens change it while it runs.
+
+    Example: aegis sim --port 8790 --fault reset,service=dart,every=10
     """
     changes: dict[str, Any] = {**(_NEW_CUSTOMER if new_customer else {}), **(_PAPER if paper else {})}
     try:
