@@ -280,6 +280,20 @@ async def test_without_redis_a_key_is_loaded_once_a_second(valkey_server):
             before = await get()
             await forget
             assert await get() == [before[0] + 1]
+        began, gate = asyncio.Event(), asyncio.Event()
+
+        async def slowly() -> list[int]:
+            began.set()
+            await gate.wait()
+            return [0]
+
+        await cache.delete("k")
+        outdated = asyncio.create_task(cache.get_or_set("k", slowly, list))
+        await began.wait()
+        await cache.delete("k")
+        gate.set()
+        assert await outdated == [0]
+        assert await get() == [loads] != [0]
         before = loads
         async with asyncio.timeout(5):
             while loads == before:

@@ -177,6 +177,28 @@ async def test_who_asks_together_survives_the_first(redis):
     assert outcomes[1:] == [[1], [1], (1,), None]
 
 
+async def test_a_stale_value_is_not_refreshed_without_redis(valkey_server):
+    """The link that reports changes is alive, questions are not answered: the old value is served, nobody loads."""
+    async with FaultProxy(f"127.0.0.1:{valkey_server.port}") as proxy, Redis(RedisConfig(url=proxy.url)) as delayed:
+        await delayed.execute("FLUSHALL")
+        cache, loads = Cache(delayed, patience_s=0.2), []
+        cache._core.tether._shelf = _ShelfWithAnotherConfig(cache._core.shelf, RedisConfig(url=valkey_server.url))
+        await cache.get_or_set("k", lambda: "old", str, ttl=0.3, stale_s=600)
+        async with asyncio.timeout(5):
+            while "k" not in cache._core.tier.entries:
+                await cache.get_or_set("k", lambda: "old", str, ttl=0.3, stale_s=600)
+                await asyncio.sleep(0.001)
+        proxy.refuse()
+        proxy.reset()
+        await cache.get("other")
+        assert cache.stats().state == "down"
+        await asyncio.sleep(0.3)  # its time to live
+        for _ in range(5):
+            assert await cache.get_or_set("k", lambda: loads.append(1), str, ttl=0.3, stale_s=600) == "old"
+            await asyncio.sleep(0)
+        assert loads == []
+
+
 class _ShelfWithAnotherConfig:
     """The shelf, with another way to the server for its feed."""
 
