@@ -204,6 +204,23 @@ async def test_an_error_keeps_the_next_second_quiet(redis):
     assert await other.get_or_set("k", load, int) == 2
 
 
+async def test_an_error_told_by_another_process_is_remembered(redis):
+    """Who was told once does not ask for it again with every call."""
+    first, second = Cache(redis), Cache(redis)
+    await second.get("warm")
+    while not second.stats().local_trusted:
+        await asyncio.sleep(0.001)
+    for cache in (first, second):
+        with pytest.raises(ZeroDivisionError):
+            await cache.get_or_set("k", lambda: 1 // 0, int, error_ttl_s=60)
+    before = redis.stats().commands
+    for _ in range(10):
+        with pytest.raises(ZeroDivisionError):
+            await second.get_or_set("k", lambda: 1 // 0, int, error_ttl_s=60)
+    assert second.stats().loads == 0
+    assert redis.stats().commands - before == 20  # GET and PTTL, each time
+
+
 async def test_without_error_ttl_the_next_caller_loads(redis):
     """Zero means: remember nothing."""
     cache = Cache(redis)
