@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 #: Widening of every window, in seconds. 50 ms costs 5 % of a limit per second: with 20 ms, the demo on a machine whose
 #: two cores were shared by a dozen busy processes put 7 requests into one window of 5.
@@ -45,19 +46,26 @@ class RateLimit:
     rates: tuple[Rate, ...]
     pad: float
     hold_max: float  #: longest pause that one refusal of the upstream may cause, in seconds
+    cost_max: int = field(compare=False, repr=False)  #: the most permits that one call can ever get
+    _hash: int = field(compare=False, repr=False)
 
     def __init__(self, name: str, *rates: Rate, pad: float = PAD_S, hold_max: float = 60.0) -> None:
         if not rates:
             raise ValueError(f"RateLimit({name!r}) needs at least one Rate")
         if not (pad >= 0 and hold_max >= 0 and math.isfinite(pad) and math.isfinite(hold_max)):
             raise ValueError(f"RateLimit({name!r}): pad={pad} and hold_max={hold_max} must not be negative")
-        for field, value in (("name", name), ("rates", rates), ("pad", pad), ("hold_max", hold_max)):
-            object.__setattr__(self, field, value)
+        values = {"name": name, "rates": rates, "pad": pad, "hold_max": hold_max}
+        values |= {"cost_max": min(rate.limit for rate in rates), "_hash": hash((name, rates, pad, hold_max))}
+        for attribute, value in values.items():
+            object.__setattr__(self, attribute, value)
 
-    @property
-    def cost_max(self) -> int:
-        """The most permits that one call can ever get."""
-        return min(rate.limit for rate in self.rates)
+    def __hash__(self) -> int:
+        """Once computed, because every call looks its limit up."""
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made anew where it is unpickled: hashes of texts differ between processes."""
+        return (functools.partial(RateLimit, pad=self.pad, hold_max=self.hold_max), (self.name, *self.rates))
 
     @property
     def pace(self) -> Rate:

@@ -28,11 +28,13 @@ from aegis.errors import (
     ServerLostError,
     ServerReplyError,
 )
+from aegis.redis._flight import fresh
 from aegis.redis._limit import PAD_S, Lane
 from aegis.redis._limit_bell import Bell
 from aegis.redis._limit_counts import Counts
 from aegis.redis._limit_gate import Gate, Told, Turn
 from aegis.redis._limit_queue import Slot, Waiter, WaitQueue, grants_of
+from aegis.redis._local_share import PATIENCE_S, Fallback, Permits
 
 #: Pause between questions that the server did not answer.
 _RETRY_EVERY_S = 0.2
@@ -53,8 +55,9 @@ class Dispatcher:
         counts: Counts,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         bell: Bell,
+        fallback: Fallback | None,
     ) -> None:
-        self._gate, self._counts, self._spawn, self._bell = gate, counts, spawn, bell
+        self._gate, self._counts, self._spawn, self._bell, self._fallback = gate, counts, spawn, bell, fallback
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self._queue, self._clock = WaitQueue(), gate.clock
@@ -155,11 +158,12 @@ class Dispatcher:
         released = not self._queue.remove(waiter) and future.done() and not future.cancelled()
         if released and future.exception() is None:
             used = future.result()
-            self._queue.hold(Slot(used.due, used.grant, waiter.cost))
+            if used is not None:
+                self._queue.hold(Slot(used.due, used.grant, waiter.cost))
         self._soon()
 
     @staticmethod
-    def _fail(waiter: Waiter, error: AegisError) -> None:
+    def _fail(waiter: Waiter, error: Exception) -> None:
         if not waiter.future.done():
             waiter.future.set_exception(error)
 
@@ -176,7 +180,10 @@ class Dispatcher:
         self._release(now)
         surplus = self._queue.surplus()
         missing = self._queue.uncovered()
-        if not self._asking:
+        if self._fallback is not None and self._fallback.away:
+            self._serve_locally(self._fallback.permits(), now)
+            missing = self._queue.uncovered()
+        elif not self._asking:
             leaving = [lane for lane in self._told if not missing[lane]]
             if any(missing) and (self._queue.open or now >= self._next_ask(missing)):
                 self._asking = True
@@ -203,6 +210,22 @@ class Dispatcher:
                 waiter.future.set_result(slot)
             self._counts.late += slot.permits
 
+    def _serve_locally(self, permits: Permits, now: float) -> None:
+        """Redis is away, and we go on without."""
+        while (waiter := self._queue.first()) is not None:
+            due = permits.due(waiter.cost, now)
+            if due > now:
+                self._ask_at = dict.fromkeys(Lane, due)
+                if waiter.deadline is None or due <= waiter.deadline:
+                    return
+                self._queue.remove(waiter)
+                self._refuse(waiter, due - now)
+                continue
+            self._queue.remove(waiter)
+            if not waiter.future.done():
+                permits.take(waiter.cost, now)
+                waiter.future.set_result(None)
+
     def _set_timer(self, missing: Sequence[int]) -> None:
         at = self._queue.slots[0].due if self._queue.slots else math.inf
         if not self._asking:
@@ -227,14 +250,15 @@ class Dispatcher:
     # --- asking ---
 
     async def _ask(self) -> None:
-        asks, behind = self._queue.asks(self._now())
+        asked_at = self._now()
+        asks, behind = self._queue.asks(asked_at)
         try:
-            turn = await self._gate.turn(asks)
+            turn = await self._gate.turn(asks, None if self._fallback is None else PATIENCE_S)
         except (RedisUnavailableError, ServerLostError) as exc:
-            self._not_answered(exc)
+            self._not_answered(exc, asked_at)
         except ServerReplyError as exc:
             if exc.code in _PASSING:
-                self._not_answered(exc)
+                self._not_answered(exc, asked_at)
             else:
                 self._fail_all(exc)
         except ClosedError as exc:
@@ -271,19 +295,22 @@ class Dispatcher:
             if early:
                 self._give_back(early, ())
 
-    def _not_answered(self, exc: RedisError) -> None:
-        """What it may have granted is lost. Ask again in a moment, until all deadlines have passed."""
+    def _not_answered(self, exc: RedisError, asked_at: float) -> None:
+        """What it may have granted is lost. Ask again in a moment, until all deadlines have passed; or do without."""
         self._counts.outages += 1
         self._trouble = exc
         self._told = {}
         self._ask_at = dict.fromkeys(Lane, self._now() + _RETRY_EVERY_S)
+        if self._fallback is not None:
+            self._fallback.failed(exc, asked_at)
+            self._queue.drop_all()  # the share opens when nothing that Redis granted can still be used
 
     def _fail_all(self, exc: AegisError) -> None:
         self._trouble = exc if isinstance(exc, RedisError) else None
         self._told = {}
         for waiter in list(self._queue):
             self._queue.remove(waiter)
-            self._fail(waiter, exc)
+            self._fail(waiter, fresh(exc))
 
     def _give_back(self, slots: Sequence[Slot], leaving: Sequence[Lane]) -> None:
         self._spawn(self._return(slots, leaving))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from aegis.errors import ServerLostError
@@ -19,6 +19,7 @@ from aegis.redis._limit_counts import Counts
 from aegis.redis._limit_server import Server, ServerWatch
 from aegis.redis._script import Script, load_script
 from aegis.redis._shared import Argument
+from aegis.redis._waiters import Waiter
 from aegis.redis.client import Redis
 
 _TAKE = load_script("limit_rule", "limit_queue", "limit_take")
@@ -111,10 +112,33 @@ class Gate:
             pairs += (rate.limit, window_us)
         self._numbers: tuple[int, ...] = (self._pause_us, limit.pace.limit, pace_us, len(limit.rates), *pairs)
 
+    @property
+    def address(self) -> str:
+        """Of the server, for messages."""
+        return self._redis.config.address
+
     async def take(self, runs: Sequence[tuple[int, int]], timeout: float | None = None) -> list[Took]:
         """Take for callers who do not wait; `runs` are how many, and what each of them asks for."""
         reply = await self._run(_TAKE, [number for run in runs for number in run], timeout)
         return [Took(*reply[at : at + 3]) for at in range(0, len(reply), 3)]
+
+    def before_write(self, call: Callable[[], None]) -> bool:
+        """Call it when what this turn of the loop has to say is written; False when there is no connection."""
+        return self._redis.before_write(call)
+
+    def take_now(self, runs: Sequence[tuple[int, int]], waiter: Waiter) -> bool:
+        """As `take`, the short way: `waiter` gets the raw reply. False: not possible now, use `take`."""
+        server = self._watch.known
+        if server.connection != self._redis.connection_for(self.keys[0]):
+            return False
+        args: list[Argument] = ["EVALSHA", _TAKE.sha, len(self.keys), *self.keys]
+        args += (self.now_us, server.name, self._moved(server), *self._numbers)
+        for run in runs:
+            args += run
+        if not self._redis.begin(args, waiter):
+            return False
+        self._counts.server_calls += 1
+        return True
 
     async def turn(self, asks: Sequence[LaneAsk], timeout: float | None = None) -> Turn:
         """Say what this process waits for, and hear what it gets; it is not waiting any more in lanes not named."""

@@ -23,11 +23,13 @@ _RUNS_MAX = 64
 
 
 class Waiter:
-    """One caller of `wait`. Its future gets the slot that it used."""
+    """One caller of `wait`. Its future gets the slot that it used; None for permits that are not of the server."""
 
     __slots__ = ("answered", "cost", "deadline", "future", "lane", "since", "timeout_s")
 
-    def __init__(self, lane: Lane, cost: int, since: float, timeout_s: float | None, future: Future[Slot]) -> None:
+    def __init__(
+        self, lane: Lane, cost: int, since: float, timeout_s: float | None, future: Future[Slot | None]
+    ) -> None:
         self.lane, self.cost, self.since, self.timeout_s, self.future = lane, cost, since, timeout_s, future
         self.deadline = None if timeout_s is None else since + timeout_s
         self.answered = timeout_s is None  #: whether it is known that its deadline may be met

@@ -87,6 +87,7 @@ class Link(asyncio.BufferedProtocol):
         self._waiting: deque[Waiter] = deque()
         self._out: list[bytes] = []
         self._flushing = False  # a flush will come without being asked for
+        self._before_flush: list[Callable[[], None]] = []
         self._in_flight_max, self._in_flight_bytes_max = limits.in_flight_max, limits.in_flight_bytes_max
         self._batches: deque[tuple[int, float, int]] = deque()  # (sequence number of its end, loop time, bytes)
         self._replied = 0  # sequence number of the last reply
@@ -155,7 +156,19 @@ class Link(asyncio.BufferedProtocol):
         if len(self._waiting) >= self._in_flight_max or self._bytes_in_flight >= self._in_flight_bytes_max:
             self.full = True
 
+    def before_flush(self, call: Callable[[], None]) -> None:
+        """Call it once, before the next write: what it queues leaves with that, so callers of a turn come together."""
+        self._before_flush.append(call)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
+        if self._before_flush:
+            self._flushing = True  # what they queue leaves below
+            calls, self._before_flush = self._before_flush, []
+            for call in calls:
+                call()
         self._flushing = False
         transport, out = self._transport, self._out
         if not out:

@@ -26,7 +26,7 @@ from aegis.redis._raw import close_raw, locate_server, make_raw
 from aegis.redis._script import Script
 from aegis.redis._shared import Argument, Command, check_shareable, command_name, harmless
 from aegis.redis._stats import Counters, RedisStats
-from aegis.redis._waiters import LinkLostError, Reply, ReplyLateError
+from aegis.redis._waiters import LinkLostError, Reply, ReplyLateError, Waiter
 
 
 class Redis:
@@ -168,6 +168,26 @@ class Redis:
         if type(reply) is ReplyError:
             raise self._refused(args, reply)
         return reply
+
+    def begin(self, args: Command, waiter: Waiter) -> bool:
+        """
+        Queue one command for a waiter of the caller's own, without a task. False when it cannot be sent now.
+
+        The waiter gets the raw reply, a `hiredis.ReplyError` included, or `LinkLostError` or `ReplyLateError`.
+        """
+        link = self._steady.ready
+        if link is None or link.full:
+            return False
+        link.enqueue(pack(tuple(args)), waiter)
+        return True
+
+    def before_write(self, call: Callable[[], None]) -> bool:
+        """Call it once, when what has been given in this turn of the loop is written. False: there is no connection."""
+        link = self._steady.ready
+        if link is None:
+            return False
+        link.before_flush(call)
+        return True
 
     async def run(
         self,

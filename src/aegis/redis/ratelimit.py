@@ -13,6 +13,7 @@ Who owns what:
     _limit_dispatcher.py      who waits here, which slots we have; one question at a time   one per limit and key
     _limit_take.py            callers of `allow` of one turn of the loop               one per limit and key
     _limit_bell.py            "you are next", "hold": one subscription                 one per RateLimiter
+    _local_share.py           what happens without Redis                               one per limit and key
     _limit_server.py          which server it is, because another one may have forgotten    one per RateLimiter
 
 What the server cannot see is the time between the slot and the moment at which the request arrives upstream. `pad`
@@ -47,6 +48,9 @@ from aegis.redis._limit_bell import Bell
 from aegis.redis._limit_counts import Counts, total
 from aegis.redis._limit_dispatcher import Dispatcher
 from aegis.redis._limit_gate import Gate, key_name
+from aegis.redis._limit_take import Takes
+from aegis.redis._local_share import PATIENCE_S, Fallback, LocalShare, OnOutage
+from aegis.redis._outage import Outage
 from aegis.redis.client import Redis
 
 P = ParamSpec("P")
@@ -62,15 +66,25 @@ class RateLimiter:
     Safe to share between tasks of one event loop; its background work ends with the `Redis` it was given. Each object
     is a contender of its own: two in one process share nothing but the server. With Redis disabled every call is
     granted without I/O.
+
+    `on_outage` says what happens while Redis cannot be asked. `"wait"`: `wait` goes on trying until its timeout, and
+    `allow` raises. `"allow"`: everything is granted. `LocalShare(processes=n)`: this process limits itself to 1/n of
+    the quota, from one window and one horizon after the outage began.
     """
 
-    def __init__(self, redis: Redis, prefix: str = "aegis") -> None:
+    def __init__(self, redis: Redis, prefix: str = "aegis", *, on_outage: OnOutage = "wait") -> None:
+        if on_outage not in {"wait", "allow"} and not isinstance(on_outage, LocalShare):
+            raise ValueError(f'on_outage={on_outage!r} must be "wait", "allow" or LocalShare(processes=n)')
         self._redis, self._prefix = redis, prefix
+        self._on_outage = on_outage
+        self._outage: Outage | None = None
+        self._fallbacks: dict[tuple[RateLimit, str], Fallback] = {}
         self._me = secrets.token_hex(6)
         self._server_names: dict[int, str] = {}
         self._bell = Bell(redis, self._me, self._spawn)
         self._counts: dict[str, Counts] = {}
         self._gates: OrderedDict[tuple[RateLimit, str], Gate] = OrderedDict()
+        self._takes: dict[tuple[RateLimit, str], Takes] = {}
         self._dispatchers: dict[tuple[RateLimit, str], Dispatcher] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._bound = False
@@ -91,13 +105,9 @@ class RateLimiter:
         _check_cost(limit, cost)
         if not self._redis.enabled:
             return Decision(True, limit.rates[0].limit, 0.0)
-        took = (await self._gate(limit, key).take([(1, cost)]))[0]
-        counts = self._counts_of(limit)
-        if took.served:
-            counts.allowed += 1
-        else:
-            counts.denied += 1
-        return Decision(bool(took.served), took.left, took.retry_us / 1e6)
+        takes = self._takes.get((limit, key)) or self._new_takes(limit, key)
+        decision: Decision = await takes.ask(cost)
+        return decision
 
     async def wait(
         self,
@@ -196,22 +206,46 @@ class RateLimiter:
     def _gate(self, limit: RateLimit, key: str) -> Gate:
         found = self._gates.get((limit, key))
         if found is None:
+            if not self._bound:
+                self._bound = True
+                self._redis.on_close(self._close)
             name = key_name(self._prefix, limit, key)
             found = Gate(self._redis, self._server_names, limit, name, self._me, counts=self._counts_of(limit))
             self._gates[limit, key] = found
             self._forget_idle()
         return found
 
+    def _new_takes(self, limit: RateLimit, key: str) -> Takes:
+        takes = Takes(self._gate(limit, key), self._counts_of(limit), self._spawn, self._fallback(limit, key))
+        self._takes[limit, key] = takes
+        return takes
+
     def _dispatcher(self, limit: RateLimit, key: str) -> Dispatcher:
         found = self._dispatchers.get((limit, key))
         if found is None:
-            if not self._bound:
-                self._bound = True
-                self._redis.on_close(self._close)
             gate = self._gate(limit, key)
-            found = Dispatcher(gate, self._counts_of(limit), self._spawn, self._bell)
+            fallback = self._fallback(limit, key)
+            found = Dispatcher(gate, self._counts_of(limit), self._spawn, self._bell, fallback)
             self._dispatchers[limit, key] = found
         return found
+
+    def _fallback(self, limit: RateLimit, key: str) -> Fallback | None:
+        if self._on_outage == "wait":
+            return None
+        found = self._fallbacks.get((limit, key))
+        if found is None:
+            if self._outage is None:
+                self._outage = Outage("rate limiter", self._redis.config.address, self._back)
+            found = self._fallbacks[limit, key] = Fallback(self._gate(limit, key), self._on_outage, self._outage)
+        return found
+
+    async def _back(self) -> None:
+        """Ask whether the server answers again; before anybody is told, shares that were used are paid for."""
+        await self._redis.execute("PING", timeout=PATIENCE_S)
+        for fallback in list(self._fallbacks.values()):
+            await fallback.back()
+        for dispatcher in self._dispatchers.values():
+            dispatcher.come()
 
     def _forget_idle(self) -> None:
         """Keep the number of remembered keys bounded, oldest first; those that somebody waits for stay."""
@@ -220,6 +254,8 @@ class RateLimiter:
             if dispatcher is None or dispatcher.idle:
                 self._bell.leave(self._gates[each].channel)
                 self._dispatchers.pop(each, None)
+                self._takes.pop(each, None)
+                self._fallbacks.pop(each, None)
                 del self._gates[each]
 
     # --- background work ---
@@ -233,10 +269,15 @@ class RateLimiter:
     async def _close(self) -> None:
         dispatchers = list(self._dispatchers.values())
         self._dispatchers.clear()
+        self._takes.clear()
+        self._fallbacks.clear()
         self._gates.clear()
         self._bound = False
         await asyncio.gather(*(dispatcher.close() for dispatcher in dispatchers))
         await self._bell.close()
+        outage, self._outage = self._outage, None
+        if outage is not None:
+            await outage.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -253,6 +294,7 @@ __all__ = [
     "LaneStats",
     "LimitStats",
     "LimiterStats",
+    "LocalShare",
     "Rate",
     "RateLimit",
     "RateLimiter",

@@ -31,6 +31,7 @@ local known = call('HMGET', state, 'last', 'skew', 'held', 'server', 'used', 'wi
 local last, skew, held = tonumber(known[1] or 0), tonumber(known[2] or 0), tonumber(known[3] or 0)
 local used, widest = tonumber(known[5] or 0), tonumber(known[6] or 0)
 
+local rare = skew + held + widest -- as they are stored
 local limits, windows = {}, {}
 for i = 1, tonumber(ARGV[7]) do
   limits[i], windows[i] = tonumber(ARGV[6 + 2 * i]), tonumber(ARGV[7 + 2 * i])
@@ -77,8 +78,9 @@ end
 
 -- How many permits are due by `moment`, `most` at most.
 local function due_by(moment, most)
-  if most < 1 or due_of(1) > moment then return 0 end
+  if most < 1 then return 0 end
   if due_of(most) <= moment then return most end
+  if most == 1 or due_of(1) > moment then return 0 end
   local low, high = 1, most
   while high - low > 1 do
     local middle = floor((low + high) / 2)
@@ -126,18 +128,21 @@ local function trim(pushed)
     local entry = call('LINDEX', ring, -place)
     return entry and tonumber(entry) <= edge
   end
+  if not old(1) then return end
   if not old(drop) then
-    drop = 0
+    drop = 1
     while old(drop + 1) do drop = drop + 1 end
   end
-  if drop > 0 then call('LTRIM', ring, 0, -drop - 1) end
+  call('LTRIM', ring, 0, -drop - 1)
 end
 
 -- Write the state, and let it live until nothing in it can matter any more.
 local function save()
   local life = text(ceil((max(newest, held, now) - now + widest) / 1000) + 1000)
-  call('HSET', state, 'last', text(now), 'skew', text(skew), 'held', text(held), 'server', ARGV[2],
-    'used', text(used), 'widest', text(widest))
+  call('HSET', state, 'last', text(now), 'used', used)
+  if rare ~= skew + held + widest or known[4] ~= ARGV[2] then -- none of them ever shrinks
+    call('HSET', state, 'skew', text(skew), 'held', text(held), 'widest', text(widest), 'server', ARGV[2])
+  end
   call('PEXPIRE', state, life)
   call('PEXPIRE', ring, life)
 end

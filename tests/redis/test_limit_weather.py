@@ -1,0 +1,258 @@
+"""The limiter when the server is lost, slow, flushed, restarted, replaced, or answers too late."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+
+import pytest
+from limit_fleet import worst_window
+
+from aegis.config import RedisConfig
+from aegis.embedded import EmbeddedValkey
+from aegis.errors import RateLimitTimeoutError, RedisUnavailableError, ServerLostError
+from aegis.redis import LocalShare, Rate, RateLimit, RateLimiter, Redis
+from aegis.testing import Direction, FaultProxy
+
+LIMIT = RateLimit("weather", Rate(5, per=0.6), pad=0.05)
+
+
+def config_of(url: str) -> RedisConfig:
+    return RedisConfig(url=url, command_timeout=1.0, hang_timeout=0.5)
+
+
+async def crowd(
+    limiter: RateLimiter, limit: RateLimit, callers: int, released: list[float]
+) -> list[asyncio.Task[None]]:
+    """So many callers that wait again and again."""
+
+    async def caller() -> None:
+        while True:
+            await limiter.wait(limit)
+            released.append(time.monotonic())
+
+    return [asyncio.create_task(caller()) for _ in range(callers)]
+
+
+async def end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(ended, asyncio.CancelledError)
+
+
+async def more(released: list[float], count: int) -> None:
+    """Return when so many more have been released."""
+    wanted = len(released) + count
+    while len(released) < wanted:
+        await asyncio.sleep(0.01)
+
+
+async def test_script_flush_in_the_middle_of_waiting(redis):
+    """The scripts are sent again; nobody notices, and nothing is granted twice."""
+    limiter, released = RateLimiter(redis), []
+    tasks = await crowd(limiter, LIMIT, 8, released)
+    for _ in range(4):
+        await more(released, 4)
+        await redis.execute("SCRIPT", "FLUSH")
+    await end(tasks)
+    assert worst_window(released, 0.6) <= 5
+    assert limiter.stats().limits["weather"].outages == 0
+
+
+@pytest.mark.parametrize("fault", ["reset", "freeze", "lost replies"])
+async def test_connection_lost_in_the_middle_of_waiting(valkey_server, redis, fault):
+    """Callers go on when it is back: exact, and no permit is used that a lost reply may have brought."""
+    async with FaultProxy(valkey_server.url.removeprefix("redis://")) as proxy, Redis(config_of(proxy.url)) as lossy:
+        limiter, other, released = RateLimiter(lossy), RateLimiter(redis), []
+        tasks = await crowd(limiter, LIMIT, 8, released) + await crowd(other, LIMIT, 4, released)
+        for _ in range(3):
+            await more(released, 4)
+            if fault == "reset":
+                proxy.reset()
+            elif fault == "freeze":
+                proxy.freeze()
+                await more(released, 3)  # the other one is not hindered
+                proxy.heal()
+            else:
+                proxy.drop(Direction.TO_CLIENT)
+                await more(released, 3)
+                proxy.reset()
+                proxy.heal()
+        before = limiter.stats().granted
+        while limiter.stats().granted < before + 4:
+            await asyncio.sleep(0.01)
+        await end(tasks)
+    assert worst_window(released, 0.6) <= 5
+
+
+async def test_allow_says_when_it_does_not_know(valkey_server, redis):
+    """A lost reply is ServerLostError, and at most that one permit is gone; no connection is RedisUnavailableError."""
+    async with FaultProxy(valkey_server.url.removeprefix("redis://")) as proxy, Redis(config_of(proxy.url)) as lossy:
+        limiter, limit = RateLimiter(lossy), RateLimit("unknown", Rate(10, per=60))
+        assert (await limiter.allow(limit)).allowed
+        proxy.drop(Direction.TO_CLIENT)
+        with pytest.raises(ServerLostError):
+            await limiter.allow(limit)
+        proxy.refuse()
+        proxy.reset()
+        with pytest.raises((RedisUnavailableError, ServerLostError)):
+            await limiter.allow(limit)
+        with pytest.raises(RedisUnavailableError):
+            await limiter.allow(limit)
+        proxy.heal()
+        assert (await RateLimiter(redis).peek(limit)).used == 2
+
+
+async def test_wait_tries_until_its_timeout(valkey_server):
+    """Refused in time with the cause, and granted when the server is back before that."""
+    async with FaultProxy(valkey_server.url.removeprefix("redis://")) as proxy, Redis(config_of(proxy.url)) as lossy:
+        limiter, limit = RateLimiter(lossy), RateLimit("patient", Rate(10, per=1))
+        await limiter.wait(limit)
+        proxy.refuse()
+        proxy.reset()
+        began = time.monotonic()
+        with pytest.raises(RateLimitTimeoutError):
+            await limiter.wait(limit, timeout=0.5)
+        assert time.monotonic() - began >= 0.5
+        waiting = asyncio.create_task(limiter.wait(limit, timeout=30))
+        await asyncio.sleep(0)
+        proxy.heal()
+        assert await waiting < 30
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+async def test_a_restarted_server_owes_a_pause(tmp_path, persistent):
+    """Whatever it has forgotten is out of every window before anybody is served again."""
+    options = {"appendonly": "yes", "appendfsync": "everysec", "dir": str(tmp_path)} if persistent else {}
+    limit = RateLimit("restart", Rate(5, per=1.0), pad=0.05)
+    released: list[float] = []
+    async with AsyncExitStack() as stack:
+        server = EmbeddedValkey(port=0, options=options)
+        server.start()
+        stack.callback(lambda: server.stop())  # noqa: PLW0108 - the last one
+        clients = [await stack.enter_async_context(Redis(config_of(server.url))) for _ in range(2)]
+        tasks = [task for client in clients for task in await crowd(RateLimiter(client), limit, 5, released)]
+        await more(released, 8)
+        for _ in range(2):
+            server.stop()
+            server = EmbeddedValkey(port=server.port, options=options)
+            server.start()
+            await more(released, 8)
+        await end(tasks)
+    assert worst_window(released, 1.0) <= 5
+
+
+async def test_a_fresh_server_owes_nothing(redis):
+    """The first permit that a process ever asks for comes at once."""
+    assert (await RateLimiter(redis).allow(RateLimit("fresh", Rate(1, per=60)))).allowed
+    assert await RateLimiter(redis).wait(RateLimit("fresh too", Rate(1, per=60))) < 10
+
+
+async def test_another_server_means_a_pause_also_for_those_who_never_saw_the_old_one(redis):
+    """After a failover the state is there, written under another name: the newest part may be missing."""
+    limit = RateLimit("failover", Rate(5, per=20), pad=0)
+    assert (await RateLimiter(redis).allow(limit)).allowed
+    [state] = [key for key in await redis.execute("KEYS", "*failover*") if key.endswith(b":state")]
+    await redis.execute("HSET", state, "server", "somebody else")
+    newcomer = RateLimiter(redis)
+    refused = await newcomer.allow(limit)
+    assert not refused.allowed
+    assert 35 < refused.retry_after <= 40  # a window, and as far ahead as anybody may have reserved
+    assert (await newcomer.peek(limit)).held_for > 35
+
+
+async def test_on_outage_allow(valkey_server):
+    """Everything is granted while Redis is away, as if there were no limit; afterwards it counts again."""
+    async with FaultProxy(valkey_server.url.removeprefix("redis://")) as proxy, Redis(config_of(proxy.url)) as lossy:
+        limiter, limit = RateLimiter(lossy, on_outage="allow"), RateLimit("open", Rate(1, per=60))
+        await limiter.wait(limit)
+        proxy.refuse()
+        proxy.reset()
+        for _ in range(20):
+            assert tuple(await limiter.allow(limit)) == (True, 1, 0.0)
+            assert await limiter.wait(limit) < 20
+        proxy.heal()
+        while (await limiter.allow(limit)).allowed:
+            await asyncio.sleep(0.02)
+
+
+async def test_local_shares_never_add_up_to_more_than_the_quota(valkey_server):
+    """Before, during and after an outage, over both processes; and the share is used while Redis is away."""
+    limit = RateLimit("share", Rate(8, per=0.5), pad=0.05)
+    released: list[float] = []
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(FaultProxy(valkey_server.url.removeprefix("redis://")))
+        clients = [await stack.enter_async_context(Redis(config_of(proxy.url))) for _ in range(2)]
+        limiters = [RateLimiter(client, on_outage=LocalShare(processes=2)) for client in clients]
+        tasks = [task for limiter in limiters for task in await crowd(limiter, limit, 6, released)]
+        await more(released, 16)
+        proxy.refuse()
+        proxy.reset()
+        while any(limiter._outage is None or limiter._outage.up for limiter in limiters):
+            await asyncio.sleep(0.01)
+        gone = len(released)
+        await more(released, 16)
+        assert worst_window(released[gone:], 0.5) <= 8
+        proxy.heal()
+        while not all(limiter._outage.up for limiter in limiters):
+            await asyncio.sleep(0.01)
+        await more(released, 16)
+        await end(tasks)
+    assert worst_window(released, 0.5) <= 8
+
+
+async def test_local_share_in_allow(valkey_server):
+    """A share of the permits, then a refusal that says when; what is less than one permit is nothing."""
+    async with FaultProxy(valkey_server.url.removeprefix("redis://")) as proxy, Redis(config_of(proxy.url)) as lossy:
+        limiter = RateLimiter(lossy, on_outage=LocalShare(processes=4))
+        limit, scarce = RateLimit("small", Rate(9, per=0.2), pad=0), RateLimit("scarce", Rate(3, per=0.2), pad=0)
+        await limiter.allow(limit)
+        proxy.refuse()
+        proxy.reset()
+        while not (first := await limiter.allow(limit)).allowed:
+            assert first.retry_after > 0
+            await asyncio.sleep(first.retry_after)
+        assert first.remaining == 1
+        assert not (await limiter.allow(scarce)).allowed
+        assert (await limiter.allow(scarce)).retry_after == float("inf")
+
+
+def test_a_policy_is_one_of_three():
+    """Anything else is refused where it is said."""
+    with pytest.raises(ValueError, match="on_outage='never'"):
+        RateLimiter(Redis(), on_outage="never")
+    with pytest.raises(ValueError, match="processes=0"):
+        LocalShare(processes=0)
+
+
+async def test_a_hundred_thousand_a_day(redis):
+    """Large limits and windows: exact, quick, and at most sixteen bytes per permit and a constant."""
+    limiter, limit = RateLimiter(redis), RateLimit("daily", Rate(100_000, per=86_400), pad=0)
+    for _ in range(50):
+        decisions = await asyncio.gather(*(limiter.allow(limit, cost=20) for _ in range(100)))
+        assert all(decision.allowed for decision in decisions)
+    last = await limiter.allow(limit)
+    assert (last.allowed, last.remaining) == (False, 0)
+    assert 86_000 < last.retry_after <= 86_400
+    sizes = [await redis.execute("MEMORY", "USAGE", key) for key in await redis.execute("KEYS", "*")]
+    assert sum(sizes) <= 16 * 100_000 + 2_000
+    with pytest.raises(RateLimitTimeoutError) as refused:
+        await limiter.wait(limit, timeout=60)
+    assert refused.value.retry_after_s > 86_000
+
+
+async def test_a_changed_limit_counts_what_stands(redis):
+    """Permits already given count against the new numbers, whichever is stricter; nothing given is taken back."""
+    limiter = RateLimiter(redis)
+    for _ in range(8):
+        assert (await limiter.allow(RateLimit("changed", Rate(10, per=60), pad=0))).allowed
+    assert not (await limiter.allow(RateLimit("changed", Rate(5, per=60), pad=0))).allowed
+    assert (await limiter.peek(RateLimit("changed", Rate(5, per=60), pad=0))).remaining == 0
+    wider = RateLimit("changed", Rate(12, per=60), pad=0)
+    assert [(await limiter.allow(wider)).allowed for _ in range(5)] == [True] * 4 + [False]
+    longer = RateLimit("changed", Rate(12, per=600), pad=0)
+    assert (await limiter.allow(longer)).retry_after > 590
+    assert (await limiter.allow(RateLimit("changed", Rate(50, per=1), pad=0))).allowed
+    assert (await limiter.peek(longer)).used == 13  # the longest window that was ever used decides what is remembered
