@@ -7,7 +7,6 @@ Exactness is judged in real time: the fed clock may step, and what counts is whe
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable
 
 from hypothesis import example, given, settings
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from aegis.config import RedisConfig
 from aegis.redis import Lane, Rate, RateLimit, Redis
 from aegis.redis._limit_counts import Counts
-from aegis.redis._limit_gate import Gate, Grant, LaneAsk, Run
+from aegis.redis._limit_gate import Gate, Grant, LaneAsk, Run, micros
 
 START_US = 1_900_000_000_123_457
 RATES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 5_000_000)), min_size=1, max_size=3)
@@ -79,7 +78,7 @@ ALONE = st.lists(
 def test_one_process_gets_what_the_oracle_gives(valkey_server, rates, steps):
     """Takes, turns, returns and clocks that step back: who is served, when, what is left and when the next is due."""
     limit, most = limit_of(rates), min(limit for limit, _ in rates)
-    horizon = math.ceil(limit.horizon_s(Lane.URGENT) * 1e6)
+    horizon = micros(limit.horizon_s(Lane.URGENT))
 
     async def run(redis: Redis) -> None:
         gate = gate_of(redis, limit)

@@ -183,7 +183,7 @@ class Gate:
     async def reset(self) -> None:
         """Forget everything; everybody who waits asks anew."""
         self._counts.server_calls += 1
-        await self._redis.transaction([("DEL", *self.keys), ("PUBLISH", self.channel, "reset")])
+        await self._redis.pipeline([("DEL", *self.keys), ("PUBLISH", self.channel, "reset")])
 
     async def _run(self, script: Script, args: Sequence[Argument], timeout: float | None = None) -> Any:
         server = await self._watch.ask()

@@ -50,8 +50,9 @@ if now < last then
   skew, now = skew + last - now, last
 end
 
+local server = ARGV[2]
 local disturbed = false
-if ARGV[2] ~= '' and known[4] ~= ARGV[2] and (known[4] or ARGV[3] == '1') then
+if server ~= '' and known[4] ~= server and (known[4] or ARGV[3] == '1') then
   disturbed = true
   held = max(held, now + tonumber(ARGV[4]))
 end
@@ -140,8 +141,8 @@ end
 local function save()
   local life = text(ceil((max(newest, held, now) - now + widest) / 1000) + 1000)
   call('HSET', state, 'last', text(now), 'used', used)
-  if rare ~= skew + held + widest or known[4] ~= ARGV[2] then -- none of them ever shrinks
-    call('HSET', state, 'skew', text(skew), 'held', text(held), 'widest', text(widest), 'server', ARGV[2])
+  if rare ~= skew + held + widest or known[4] ~= server then -- none of them ever shrinks
+    call('HSET', state, 'skew', text(skew), 'held', text(held), 'widest', text(widest), 'server', server)
   end
   call('PEXPIRE', state, life)
   call('PEXPIRE', ring, life)

@@ -1,0 +1,46 @@
+"""The limiter on a real cluster: every key of one limit is in one slot, and its own server is the one that counts."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aegis.redis import Lane, Rate, RateLimit, RateLimiter, Redis
+from aegis.redis._slots import slot_of_key
+
+
+async def test_every_call_works_and_all_keys_share_a_slot(cluster: Redis) -> None:
+    """Allow, wait, hold, peek, reset, cancel, over many limits and accounts; several limits use several nodes."""
+    limiter, other = RateLimiter(cluster), RateLimiter(cluster)
+    limits = [RateLimit(f"limit {number}", Rate(3, per=20), pad=0) for number in range(8)]
+    for limit in limits:
+        decisions = await asyncio.gather(*(limiter.allow(limit, key="account") for _ in range(2)))
+        assert [decision.allowed for decision in decisions] == [True, True]
+        assert await other.wait(limit, key="account") < 10
+        assert not (await other.allow(limit, key="account")).allowed
+        assert (await limiter.peek(limit, key="account")).used == 3
+    slots: dict[bytes, set[int]] = {}
+    for name in await cluster.execute("KEYS", "*"):
+        slots.setdefault(name.rpartition(b":")[0], set()).add(slot_of_key(name))
+    assert len(slots) == 8
+    assert all(len(of_one) == 1 for of_one in slots.values())
+    assert len(set.union(*slots.values())) > 1
+    task = asyncio.create_task(limiter.wait(limits[0], key="account", lane=Lane.URGENT))
+    while (await other.peek(limits[0], key="account")).used < 4:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    while (await other.peek(limits[0], key="account")).used > 3:
+        await asyncio.sleep(0.01)
+    await limiter.hold(limits[1], 30, key="account")
+    assert 29 < (await other.peek(limits[1], key="account")).held_for <= 30
+    await limiter.reset(limits[1], key="account")
+    assert (await other.allow(limits[1], key="account")).allowed
+
+
+async def test_another_owner_of_the_slot_means_a_pause(cluster: Redis) -> None:
+    """The state came over with the slot or by a failover, written under another server's name."""
+    limit = RateLimit("moved", Rate(5, per=20), pad=0)
+    assert (await RateLimiter(cluster).allow(limit)).allowed
+    assert (await RateLimiter(cluster).allow(limit)).allowed
+    [state] = [name for name in await cluster.execute("KEYS", "*moved*") if name.endswith(b":state")]
+    await cluster.execute("HSET", state, "server", "somebody else")
+    assert (await RateLimiter(cluster).allow(limit)).retry_after > 35
