@@ -116,7 +116,7 @@ class Dispatcher:
         """
         told = self._told.get(waiter.lane)
         assert waiter.deadline is not None
-        if told is None or self._asking:
+        if told is None:
             return
         place = self._queue.permits_before(waiter.lane) + waiter.cost
         best = self._clock.local(told.first_us) + self._rounds_s(place - 1)

@@ -14,7 +14,7 @@
 -- Fairness is start-time fair queueing over processes: in a lane, the next permit is for who has had fewest. Who comes
 -- anew is credited with one window at most. A lane may only take what is due within its horizon, and of that only what
 -- falls to it when everybody who waits in the lane gets his share (`mine_of`); the rest is for the others, who have been
--- told when to come. More urgent lanes come first; but one permit out of STARVED belongs to the lane that was passed by.
+-- told when to come. More urgent lanes come first; but a lane that STARVED permits have passed by has the next one.
 local STARVED = 20
 local SOON = 5000 -- nobody is told to come back sooner than this, µs
 local me, farthest = ARGV[own], tonumber(ARGV[own + 1])
@@ -133,8 +133,11 @@ for lane = 1, 3 do
       if starved then
         for other = 1, lane - 1 do place = place + wanted[other] end
       end
-      if lane > 1 then place = min(place, max(cost, STARVED - passed[lane] + cost)) end
-      back = max(SOON, due_of(place) - now - ask.horizon)
+      back = due_of(place) - ask.horizon
+      local urgent = 0
+      for other = 1, lane - 1 do urgent = urgent + wanted[other] end
+      if urgent > 0 then back = min(back, due_of(max(0, STARVED - passed[lane]) + cost) - farthest) end
+      back = max(SOON, back - now)
       for _, number in ipairs({ lane - 1, left, back, due_of(1) - now, due_of(left) - now }) do
         lanes[#lanes + 1] = number
       end
