@@ -17,7 +17,6 @@ from aegis.config import RedisConfig
 from aegis.redis import Lane, Rate, RateLimit, Redis
 from aegis.redis._limit_counts import Counts
 from aegis.redis._limit_gate import Gate, LaneAsk, Run
-from aegis.redis._limit_server import ServerWatch
 
 START_US = 1_900_000_000_000_000
 
@@ -43,9 +42,8 @@ class World:
 
     def __init__(self, redis: Redis, limit: RateLimit, processes: list[Process]) -> None:
         self.processes = processes
-        watch = ServerWatch(redis)
         self._gates = [
-            Gate(redis, watch, limit, "{turns}", f"p{number}", counts=Counts()) for number in range(len(processes))
+            Gate(redis, {}, limit, "{turns}", f"p{number}", counts=Counts()) for number in range(len(processes))
         ]
         self._redis = redis
 
