@@ -149,7 +149,7 @@ def main() -> None:
     rate, seconds, limit = options.rate, options.seconds, options.limit
     runs = ((1, False), (BURST, False), (1, True))
     if options.smoke:
-        seconds, runs = 3.0, ((1, True),)
+        seconds, runs = 2.0, ((1, True),)
     rows = [run(rate, seconds, limit, burst=burst, pauses=pauses) for burst, pauses in runs]
     versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
     versions |= {name: importlib.metadata.version(name) for name in ("aegis-infra", "aiohttp")}

@@ -139,12 +139,13 @@ async def test_who_is_read_late_is_not_judged_as_late(pause_s):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says when bytes came in")
+@pytest.mark.timeout(150)
 def test_verdicts_are_right_to_the_millisecond_at_two_thousand_requests_a_second():
     """Also while the process is stopped again and again: every verdict is the oracle's, as the benchmark judges it."""
     command = (sys.executable, "-m", "benchmarks.simulator_pace", "--smoke", "--json")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=50)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=140)
     [row] = json.loads(done.stdout)["rows"]
-    assert 0 < row["let_through"] < row["requests"] == 6000
+    assert 0 < row["let_through"] < row["requests"] == 4000
     assert (row["let_through_wrongly"], row["refused_wrongly"]) == (0, 0)
 
 

@@ -31,6 +31,8 @@ _NEEDED = (
     ("DART_API_KEY", "dart", "api_key"),
 )
 _TELL_EVERY_S = 1.0
+#: Names of collectors that are told apart by their process id; what they tell stays in Redis, so there is a bound.
+_NAMES = 1000
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -126,7 +128,7 @@ async def collect(
         MigrationError: the tables are not there.
         TokenRefusedError: KIS does not accept the credentials.
     """
-    async with Runtime(config, vitals=f"collector {os.getpid()}") as rt:
+    async with Runtime(config, vitals=config.process or f"collector {os.getpid() % _NAMES}") as rt:
         await _check_tables(rt)
         # Where the walk begins differs by process, so that two of them do not ask for the same code at once.
         start = os.getpid() * 7 % len(codes)
