@@ -6,6 +6,7 @@ import asyncio
 
 import msgspec
 import pytest
+from broadcast_events import collect, eventually
 
 from aegis.config import RedisConfig
 from aegis.redis import Gap, PubSub, Redis, Update
@@ -13,17 +14,6 @@ from aegis.redis import Gap, PubSub, Redis, Update
 
 class Quote(msgspec.Struct, frozen=True):
     price: int
-
-
-async def collect(updates, count: int) -> list[Update | Gap]:
-    """The next `count` events."""
-    return [await asyncio.wait_for(anext(updates), 10) for _ in range(count)]
-
-
-async def eventually(condition, timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_subscription_starts_with_last_values_then_follows(redis):
@@ -145,6 +135,10 @@ async def test_frame_sent_twice_is_published_once(redis):
     header = parse_header(await redis.execute("HGET", "{q}:book", ""))
     assert (header.life, header.version, header.streams) == ("life", 1001, {"me.1": 2})
     assert await redis.execute("XLEN", "{q}:log") == 1
+    later = ["life", "me.1", 3, 1, 900, 10, 0, "PUBLISH", "body", "a", "1"]  # a clock that went back
+    assert await redis.run(_PUBLISH, keys, later) == [b"life", b"1002", b"2"]
+    wiser = ["life", "me.1", 4, 1, 900, 10, 5000, "PUBLISH", "body", "a", "1"]  # the producer knows of a newer version
+    assert await redis.run(_PUBLISH, keys, wiser) == [b"life", b"5001", b"3"]
 
 
 async def test_cancelled_waiting_loses_nothing(redis):

@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+from broadcast_events import collect, eventually, until
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
@@ -16,28 +17,6 @@ from aegis.redis import Gap, PubSub, Redis, Update
 from aegis.testing import Direction, FaultProxy
 
 KEYS = [f"{number:06}" for number in range(200)]
-
-
-async def collect(updates, count: int) -> list[Update | Gap]:
-    """The next `count` events."""
-    return [await asyncio.wait_for(anext(updates), 20) for _ in range(count)]
-
-
-async def until(updates, value: object, key: str | None = None) -> list[Update | Gap]:
-    """All events up to the update with this value."""
-    events: list[Update | Gap] = []
-    async with asyncio.timeout(20):
-        async for event in updates:
-            events.append(event)
-            if isinstance(event, Update) and event.value == value and key in {None, event.key}:
-                return events
-    raise AssertionError("the subscription ended")
-
-
-async def eventually(condition, timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def silence(bus: PubSub, key: str) -> None:
@@ -300,3 +279,52 @@ async def test_overflow_end_ends_only_the_slow_one(redis):
         assert [event.value for event in await collect(slow, 10)] == list(range(10))
         with pytest.raises(SlowConsumerError, match="over 10 updates behind"):
             await anext(slow)
+
+
+async def test_frame_after_a_loss_of_data_brings_the_book_back_without_a_heartbeat(redis):
+    """The answer to a frame tells, too: the producer need not wait to be audited."""
+    async with PubSub(redis) as bus:
+        await bus.publish("a", 1)
+        await bus.flush()
+        await bus._pulse.close()
+        await redis.execute("FLUSHALL")
+        twin = next(key for key in KEYS if bus._names.partition_of(key) == bus._names.partition_of("a"))
+        await bus.publish(twin, 2)
+        await eventually(lambda: bus.stats().restored == 1)
+        assert (await bus.last("a"), await bus.last(twin)) == (1, 2)
+
+
+@pytest.mark.parametrize("policy", ["latest", "all"])
+async def test_what_is_announced_while_a_subscription_is_read_comes_once(redis, monkeypatch, policy):
+    """Before the values are read: in the snapshot, and no second time. After: they come, none is missing."""
+    from aegis.redis.broadcast import receiver
+
+    async with PubSub(redis) as bus, bus.subscribe("a"):
+        real = receiver.read_wanted
+
+        async def announced(numbers: range) -> None:
+            before = bus.stats().received
+            for number in numbers:
+                await bus.publish("a", number)
+                await bus.flush()
+            await eventually(lambda: bus.stats().received == before + len(numbers))
+
+        async def read(*arguments):
+            await announced(range(3))
+            found = await real(*arguments)
+            await announced(range(3, 6))
+            return found
+
+        monkeypatch.setattr(receiver, "read_wanted", read)
+        async with bus.subscribe("a", type=int, policy=policy) as updates:
+            events = [event async for event in ended(updates)]
+    if policy == "all":
+        assert [(event.value, event.snapshot) for event in events] == [(2, True), (3, False), (4, False), (5, False)]
+    else:
+        assert [(event.value, event.conflated) for event in events] == [(5, 3)]
+
+
+async def ended(updates):
+    """What waits now."""
+    while updates.pending:
+        yield await anext(updates)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from broadcast_events import collect
 
-from aegis.redis import Gap, PubSub, Update
+from aegis.redis import Gap, PubSub
 from aegis.redis.broadcast.replay import replay
 from aegis.redis.broadcast.wire import Frame, Header
-
-
-async def collect(updates, count: int) -> list[Update | Gap]:
-    """The next `count` events."""
-    return [await asyncio.wait_for(anext(updates), 20) for _ in range(count)]
 
 
 async def published(bus: PubSub, key: str, numbers: range) -> None:

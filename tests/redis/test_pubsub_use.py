@@ -6,22 +6,12 @@ import asyncio
 import itertools
 
 import pytest
+from broadcast_events import collect, eventually
 
 from aegis.config import RedisConfig
 from aegis.errors import ClosedError, PayloadError
-from aegis.redis import Gap, PubSub, Redis, Update
+from aegis.redis import PubSub, Redis
 from aegis.testing import FaultProxy
-
-
-async def collect(updates, count: int) -> list[Update | Gap]:
-    """The next `count` events."""
-    return [await asyncio.wait_for(anext(updates), 20) for _ in range(count)]
-
-
-async def eventually(condition) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_patterns_and_keys_select_snapshot_and_ticks(redis):

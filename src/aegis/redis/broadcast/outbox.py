@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 #: A parcel is closed when it holds so many ticks or bytes, whichever comes first.
-PARCEL_TICKS_MAX = 500
-PARCEL_BYTES_MAX = 32 * 1024
+PARCEL_TICKS_MAX = 1000
+PARCEL_BYTES_MAX = 64 * 1024
 
 
 @dataclass(slots=True)

@@ -15,8 +15,10 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from aegis.errors import SlowConsumerError
-from aegis.redis.broadcast.buffers import RING, All, Buffer, Latest, Merge, TradeSafe
+from aegis.redis.broadcast.buffers import RING, Buffer
+from aegis.redis.broadcast.conflating import Latest, Merge
 from aegis.redis.broadcast.records import Gap, Update
+from aegis.redis.broadcast.rings import All, TradeSafe
 from aegis.redis.broadcast.wire import Frame
 
 Policy: TypeAlias = Literal["latest", "merge", "trade_safe", "all"]

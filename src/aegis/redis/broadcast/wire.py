@@ -111,6 +111,10 @@ class Frame:
         """Number of the last tick in its stream."""
         return self.seq + len(self.keys) - 1
 
+    def folded_at(self, place: int) -> int:
+        """How many older ticks the producer folded into one."""
+        return self.folded[place] if self.folded else 0
+
     def __repr__(self) -> str:
         return f"<Frame {self.partition}/{self.stream} seq={self.seq}-{self.last_seq} version={self.version}>"
 

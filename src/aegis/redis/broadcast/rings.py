@@ -1,0 +1,225 @@
+"""`trade_safe` and `all`: what must not be folded waits in a bounded ring; what that drops is reported."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from operator import length_hint
+from typing import Any
+
+import msgspec
+
+from aegis.errors import PayloadError
+from aegis.redis.broadcast.buffers import RING, Decode, Losses, update_of
+from aegis.redis.broadcast.records import Gap, Update
+from aegis.redis.broadcast.wire import Frame
+
+
+class TradeSafe:
+    """
+    Every trade, in order, and the newest quote of each key; the quote that stood before a trade comes before it.
+
+    Whatever began to wait first is taken first. Trades, and the quotes that they pin down, wait in a bounded ring.
+    """
+
+    def __init__(self, type_: Any, ring: int = RING, *, end_on_overflow: bool = False) -> None:
+        self._decode = msgspec.json.Decoder(type_).decode
+        self._size, self._end_on_overflow = ring, end_on_overflow
+        self._losses, self._dropped = Losses(), Losses()
+        self._ring: deque[tuple[int, Frame, int, int]] = deque()  # order, frame, place, folded
+        self._quotes: dict[str, tuple[int, Frame, int, int]] = {}
+        self._order = 0
+        self.conflated = self.evicted = 0
+        self.overflowed = False
+
+    def __len__(self) -> int:
+        return len(self._ring) + len(self._quotes) + len(self._losses) + len(self._dropped)
+
+    def offer(self, frame: Frame, places: Sequence[int]) -> None:
+        """See `Buffer`."""
+        for place in places:
+            key = frame.keys[place]
+            self._order += 1
+            quote = self._quotes.get(key)
+            if frame.kinds and frame.kinds[place] == "t":
+                if quote is not None:
+                    self._pin(self._quotes.pop(key))
+                self._pin((self._order, frame, place, 0))
+            elif quote is None:
+                self._quotes[key] = (self._order, frame, place, 0)
+            else:
+                order, older, at, folded = quote
+                self.conflated += 1
+                self._quotes[key] = (order, frame, place, folded + 1 + older.folded_at(at))
+
+    def _pin(self, entry: tuple[int, Frame, int, int]) -> None:
+        if self.overflowed:
+            return
+        if len(self._ring) >= self._size:
+            if self._end_on_overflow:
+                self.overflowed = True
+                return
+            _, frame, place, _ = self._ring.popleft()
+            self.evicted += 1
+            self._dropped.add(_dropped(frame, place, place))
+        self._ring.append(entry)
+
+    def report(self, gap: Gap) -> None:
+        """See `Buffer`."""
+        self._losses.add(gap)
+
+    def take(self) -> Update | Gap | None:
+        """See `Buffer`."""
+        if self._dropped or self._losses:
+            return self._dropped.take() or self._losses.take()
+        quote = next(iter(self._quotes.values()), None)
+        if self._ring and (quote is None or self._ring[0][0] < quote[0]):
+            _, frame, place, folded = self._ring.popleft()
+            return update_of(self._decode, frame, place, folded)
+        if quote is None or self.overflowed:
+            return None
+        _, frame, place, folded = self._quotes.pop(next(iter(self._quotes)))
+        return update_of(self._decode, frame, place, folded)
+
+    def due_in_s(self) -> float | None:
+        """See `Buffer`."""
+        return None
+
+
+class All:
+    """
+    Every tick, in order, in a bounded ring of frames; the ring drops its oldest ticks, or ends the subscription.
+
+    A frame is decoded as a whole when its first tick is taken: one call for many ticks.
+    """
+
+    def __init__(self, type_: Any, ring: int = RING, *, end_on_overflow: bool = False) -> None:
+        self._decode = msgspec.json.Decoder(type_).decode
+        self._decode_many = msgspec.json.Decoder(list[type_]).decode  # a type at run time
+        self._size, self._end_on_overflow = ring, end_on_overflow
+        self._dropped = Losses()
+        self._lossy = False  # whether `_dropped` holds anything
+        self._ring: deque[tuple[Frame, Sequence[int]] | Gap] = deque()  # without what is being taken
+        self._ready: Iterator[Update] = iter(())  # what is being taken
+        self._frame: Frame | None = None  # of which it is,
+        self._places: Sequence[int] = ()  # and which of its ticks
+        self._waiting = 0  # in the ring
+        self.conflated = self.evicted = 0
+        self.overflowed = False
+
+    def __len__(self) -> int:
+        return self._waiting + length_hint(self._ready) + len(self._dropped)
+
+    def offer(self, frame: Frame, places: Sequence[int]) -> None:
+        """See `Buffer`."""
+        if self.overflowed:
+            return
+        if self._end_on_overflow and self._excess + len(places) > 0:
+            self.overflowed = True
+            return
+        self._ring.append((frame, places))
+        self._waiting += len(places)
+        while (excess := self._excess) > 0:
+            self._drop_oldest(excess)
+
+    def report(self, gap: Gap) -> None:
+        """See `Buffer`."""
+        self._ring.append(gap)
+        self._waiting += 1
+        while (excess := self._excess) > 0:
+            self._drop_oldest(excess)
+
+    def take(self) -> Update | Gap | None:
+        """See `Buffer`."""
+        if self._lossy:
+            gap = self._dropped.take()
+            self._lossy = len(self._dropped) > 0
+            return gap
+        for update in self._ready:
+            return update
+        if not self._ring:
+            return None
+        first = self._ring.popleft()
+        if isinstance(first, Gap):
+            self._waiting -= 1
+            return first
+        self._frame, self._places = first
+        self._waiting -= len(self._places)
+        self._ready = self._updates(*first)
+        return self.take()
+
+    def due_in_s(self) -> float | None:
+        """See `Buffer`."""
+        return None
+
+    def _updates(self, frame: Frame, places: Sequence[int]) -> Iterator[Update]:
+        """The ticks at these places, decoded."""
+        whole = len(places) == len(frame.keys)
+        payloads = frame.payloads if whole else [frame.payloads[place] for place in places]
+        keys = frame.keys if whole else [frame.keys[place] for place in places]
+        try:
+            values = self._decode_many(b"[%s]" % b",".join(payloads))
+        except msgspec.DecodeError:
+            return _OneByOne(self._decode, frame, places)
+        folded = [frame.folded[place] for place in places] if frame.folded else repeat(0)
+        version, at, snapshot = frame.version, frame.at_us / 1e6, frame.snapshot
+        return iter(
+            [
+                Update(key, value, version + place, many, at, snapshot)
+                for key, value, place, many in zip(keys, values, places, folded, strict=False)
+            ]
+        )
+
+    @property
+    def _excess(self) -> int:
+        return self._waiting + length_hint(self._ready) - self._size
+
+    def _drop_oldest(self, excess: int) -> None:
+        """Drop what stands first, as far as the ring is too full: of what is being taken, a report, a frame."""
+        self._lossy = True
+        rest = length_hint(self._ready)
+        if rest:
+            assert self._frame is not None
+            count = min(excess, rest)
+            self._forget(self._frame, self._places[-rest:][:count])
+            for _ in range(count):
+                with contextlib.suppress(PayloadError):
+                    next(self._ready)
+            return
+        oldest = self._ring.popleft()
+        if isinstance(oldest, Gap):
+            self._waiting -= 1
+            self._dropped.add(oldest)
+            return
+        frame, places = oldest
+        self._forget(frame, places[:excess])
+        self._waiting -= min(excess, len(places))
+        if excess < len(places):
+            self._ring.appendleft((frame, places[excess:]))
+
+    def _forget(self, frame: Frame, places: Sequence[int]) -> None:
+        self._dropped.add(_dropped(frame, places[0], places[-1], len(places)))
+        self.evicted += len(places)
+
+
+class _OneByOne(Iterator[Update]):
+    """The ticks of a frame in which something does not fit: that raises in its place, and the next one goes on."""
+
+    def __init__(self, decode: Decode, frame: Frame, places: Sequence[int]) -> None:
+        self._decode, self._frame, self._places, self._next = decode, frame, places, 0
+
+    def __length_hint__(self) -> int:
+        return len(self._places) - self._next
+
+    def __next__(self) -> Update:
+        if self._next == len(self._places):
+            raise StopIteration
+        self._next += 1
+        return update_of(self._decode, self._frame, self._places[self._next - 1], 0)
+
+
+def _dropped(frame: Frame, first: int, last: int, count: int = 1) -> Gap:
+    stream = f"{frame.partition}/{frame.stream}"
+    return Gap(stream, frame.seq + first, frame.seq + last, count, "the consumer is too slow for its ring")
