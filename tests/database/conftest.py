@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,11 +25,22 @@ def system_home() -> Path | None:
 SERVERS = ["embedded", *(["system"] if system_home() else [])]
 
 
+@pytest.fixture(scope="session")
+def postgres_of() -> Iterator[Callable[[str], EmbeddedPostgres]]:
+    """One server per kind for this test process, started when it is first asked for."""
+    with contextlib.ExitStack() as stack:
+
+        @cache
+        def start(kind: str) -> EmbeddedPostgres:
+            return stack.enter_context(EmbeddedPostgres(home=system_home() if kind == "system" else None))
+
+        yield start
+
+
 @pytest.fixture(scope="session", params=SERVERS)
-def postgres_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedPostgres]:
-    """One server per kind for this test process; tests create tables of their own names or in their own schema."""
-    with EmbeddedPostgres(home=system_home() if request.param == "system" else None) as server:
-        yield server
+def postgres_server(request: pytest.FixtureRequest, postgres_of) -> EmbeddedPostgres:
+    """Each kind in turn; tests create tables of their own names or in their own schema."""
+    return postgres_of(request.param)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -184,7 +185,10 @@ async def test_a_timeout_says_who_holds_what_and_chains_the_connect_failure(prox
             await db.ping()
         assert await tx.fetch_value("select 1") == 1
     state = str(caught.value)
-    assert "1 of 2 open, 1 active, 0 idle, 0 connecting, 1 waiting" in state
+    # an attempt may be under way at that moment; it counts among the open ones
+    assert re.search(
+        r"(1 of 2 open, 1 active, 0 idle, 0|2 of 2 open, 1 active, 0 idle, 1) connecting, 1 waiting", state
+    )
     assert "longest held by test_database_recovery.py:" in state
     assert "in test_a_timeout_says" in state
     assert isinstance(caught.value.__cause__, DatabaseUnavailableError)
