@@ -152,7 +152,7 @@ def test_dashboard_and_metrics_show_the_run():
             granted = rf'limit="kis",outcome="granted",process="collector_{collector}"'
             assert re.search(r"aegis_limiter_waits_total\{lane=\"\w+\"," + granted + r"\} [1-9]", scraped)
         demo.send_signal(signal.SIGINT)
-        assert demo.wait(30) == 130
+        assert demo.wait(60) == 130
 
 
 def test_malformed_replay_names_file_line_and_expectation(tmp_path: Path):

@@ -141,6 +141,18 @@ async def test_a_garbled_retry_after_is_no_pause(server, http):
     assert (response.status, response.attempts, limiter.held) == (200, 3, [])
 
 
+async def test_too_fast_is_no_failure_of_the_upstream(server, http):
+    """It answers, and says when to come back: neither a 429 nor a profile's refusal opens the circuit."""
+    client = http.without_retry().with_breaker(BreakerPolicy(calls_min=2))
+    server.steps = [answer(429)] * 4 + [answer(200, b"slow down")] * 4
+    for _ in range(4):
+        assert (await client.get(server.url)).status == 429
+    for _ in range(4):
+        with pytest.raises(ThrottledError):
+            await client.with_profile(PROFILE).get(server.url)
+    assert (len(server.requests), list(client.stats().circuits.values())) == (8, ["closed"])
+
+
 class Unreachable(CountingLimiter):
     async def hold(self, limit, seconds, key=""):
         raise RedisUnavailableError("h:1", "refused")

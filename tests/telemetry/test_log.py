@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from aegis.config import Config, LogConfig
 from aegis.errors import ConfigError
 from aegis.telemetry import configure_logging, log_context, secrets_of
+from aegis.telemetry._program import program
 
 CODE = """
 import logging, sys
@@ -95,6 +96,16 @@ def test_every_way_to_log_gives_the_same_line(out, lines):
     assert first["timestamp"].endswith("Z")
     assert third["logger"] == "py.warnings"
     assert "s3cret" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("started_as", "name"),
+    [("/usr/bin/collect.py", "collect"), ("/x/aegis/__main__.py", "aegis"), ("-c", "-c"), ("", "python")],
+)
+def test_a_process_without_a_name_has_that_of_its_program(monkeypatch, started_as, name):
+    """Of its file, or of the package that `python -m` was given."""
+    monkeypatch.setattr(sys, "argv", [started_as])
+    assert program() == name
 
 
 def test_the_context_is_on_every_line_inside_it_and_on_none_outside(out, lines):

@@ -94,7 +94,9 @@ async def run(
             simulator = await stack.enter_async_context(_simulator(options, Path(logs)))
             urls = {"REDIS_URL": valkey.url, "DATABASE_URL": postgres.url}
             job = _Run(options, urls, db, simulator, Path(logs))
-            await stack.enter_async_context(alongside(Config.load(job.settings_of("dashboard"), env_file=None)))
+            await stack.enter_async_context(
+                alongside(Config.load({"AEGIS_PROCESS": "dashboard", **job.settings_of("dashboard")}, env_file=None))
+            )
             return await job.run(on_progress)
 
 

@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -25,6 +24,7 @@ from aegis.config import LogConfig
 from aegis.http.redact import Redactor
 from aegis.telemetry._fold import Fold
 from aegis.telemetry._mask import masked, one_line, redactor_for
+from aegis.telemetry._program import program
 
 #: `with log_context(upstream="kis", request_id="8f2c"):` puts these fields on every line logged inside, by whatever
 #: logger and in whatever task is started there. A decorator as well.
@@ -52,7 +52,7 @@ def configure_logging(
     redactor = redactor_for(secret_names, secrets)
     out = stream if stream is not None else sys.stderr
     console = config.format == "console"
-    steps = _steps(process or Path(sys.argv[0] or "python").stem)
+    steps = _steps(process or program())
     handler = _Handler(out, redactor, console=console)
     fold = Fold(config.burst, config.burst_window, handler.handle)
     handler.folds_with(fold)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from aegis.errors import PortTakenError
 from aegis.telemetry._peers import ANSWER_TIMEOUT_S, Peer, Report
+from aegis.telemetry._program import program
 from aegis.telemetry.sample import PREFIX, Sample
 
 logger = logging.getLogger("aegis.telemetry")
@@ -53,7 +52,7 @@ class MetricsServer:
         host: str = "127.0.0.1",
     ) -> None:
         self.port, self._host, self._alone = port, host, port == 0
-        self._peer = Peer(lambda: list(samples()), process or Path(sys.argv[0] or "python").stem, port)
+        self._peer = Peer(lambda: list(samples()), process or program(), port)
         self._server: Any = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
