@@ -15,7 +15,7 @@ from failover_load import DOWN_AFTER_MS, FAST, KEYS, load, replaced, until
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedCluster
-from aegis.errors import RedisError
+from aegis.errors import RedisError, RedisUnavailableError
 from aegis.redis import Redis
 from aegis.redis._slots import slot_of_key
 from aegis.testing import FaultProxy
@@ -56,6 +56,29 @@ async def test_a_cluster_primary_that_was_paused_and_replaced_does_not_get_its_s
             await until(lambda: client.stats().state == "connected")
             old.resume()
         assert client.servers.owner(slot).config.port == new.port
+
+
+async def test_a_primary_whose_connection_comes_back_serves_only_when_others_confirm_it(
+    fragile: EmbeddedCluster,
+) -> None:
+    """It answers, but it may have been replaced meanwhile: until half of the nodes were asked, its commands wait."""
+    async with Redis(RedisConfig(url=fragile.url, **FAST)) as client:
+        slot = slot_of_key(KEYS[0])
+        await client.execute("SET", KEYS[0], "mine")
+        node = client.servers.owner(slot)
+        before = node.steady.connection
+        others = [server for server in fragile.nodes if server.port != node.config.port]
+        for server in others:
+            server.pause()
+        try:
+            node.steady._link.abort("cut by the test")
+            await until(lambda: node.steady.connection != before and node.state == "connected")
+            with pytest.raises(RedisUnavailableError, match="not sent"):
+                await client.execute("GET", KEYS[0], timeout=0.5)
+        finally:
+            for server in others:
+                server.resume()
+        assert await client.execute("GET", KEYS[0], timeout=30) == b"mine"
 
 
 async def test_a_node_that_is_cut_off_costs_only_its_own_keys_and_is_used_again(fragile: EmbeddedCluster) -> None:
