@@ -294,6 +294,24 @@ async def test_frame_after_a_loss_of_data_brings_the_book_back_without_a_heartbe
         assert (await bus.last("a"), await bus.last(twin)) == (1, 2)
 
 
+async def test_who_joined_between_loss_and_restoration_gets_what_is_restored(redis):
+    """It found nothing when it joined; who had joined before gets nothing a second time."""
+    async with PubSub(redis) as bus, PubSub(redis) as late, bus.subscribe(type=int, policy="all") as veteran:
+        twin = next(key for key in KEYS if bus._names.partition_of(key) == bus._names.partition_of("a"))
+        await bus.publish("a", 1)
+        await bus.flush()
+        await until(veteran, 1)
+        await bus._pulse.close()
+        await redis.execute("FLUSHALL")
+        async with late.subscribe(type=int, policy="all") as updates:
+            await bus.publish(twin, 2)
+            await eventually(lambda: bus.stats().restored == 1)
+            await bus.publish(twin, 3)
+            events = await until(updates, 3)  # a report among them: tick 1 of the stream was nowhere when it joined
+            assert sorted(event.value for event in events if isinstance(event, Update)) == [1, 2, 3]
+            assert [e.value for e in await until(veteran, 3) if isinstance(e, Update)] == [2, 3]
+
+
 @pytest.mark.parametrize("policy", ["latest", "all"])
 async def test_what_is_announced_while_a_subscription_is_read_comes_once(redis, monkeypatch, policy):
     """Before the values are read: in the snapshot, and no second time. After: they come, none is missing."""

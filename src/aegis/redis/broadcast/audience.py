@@ -64,6 +64,17 @@ class Audience:
         for subscription in self._patterned:
             subscription.offer(frame, subscription.places(frame))
 
+    def restore(self, frame: Frame, life: str) -> None:
+        """Give a value that was written again to those who did not find it when they joined."""
+        for subscription in self._all:
+            if frame.keys[0] in subscription.wanted:
+                subscription.restore(frame, life)
+
+    def adopt(self, partition: int, life: str) -> None:
+        """The partition was empty, and now it lives."""
+        for subscription in self._all:
+            subscription.adopt(partition, life)
+
     def report(self, gap: Gap) -> None:
         """Everybody is told: whose key was lost cannot be known."""
         for subscription in self._all:

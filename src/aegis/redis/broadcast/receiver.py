@@ -46,6 +46,7 @@ class Place:
         self.partition, self.audience = Partition(number), Audience()
         self.opened = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        self.restored: list[tuple[Frame, str]] = []  # what was written again while the partition is read
         self.heard_at = 0.0  # the last heartbeat
         self.unheard = 0
 
@@ -179,7 +180,7 @@ class Receiver:
         if first == _HEARTBEAT:
             self._on_heartbeat(place, parse_header(payload[1:]))
         elif first == _RESTORED:
-            self._on_restored(place, parse_restored(place.partition.number, "", payload[1:]))
+            self._on_restored(place, *parse_restored(place.partition.number, payload))
         else:
             self._on_frame(place, parse_frame(place.partition.number, payload))
 
@@ -191,8 +192,10 @@ class Receiver:
             lag_s = max(self._clock.now_us() - frame.at_us, 0) / 1e6
             self._lag_sum_s += lag_s * count
             self._lag_counts[min(int(lag_s * 1e6).bit_length(), _LAG_BUCKETS - 1)] += count
-        verdict = place.partition.judge(frame)
+        life, verdict = place.partition.life, place.partition.judge(frame)
         if verdict is Verdict.NEXT:
+            if life != frame.life:
+                place.audience.adopt(place.partition.number, frame.life)
             place.audience.pass_on(frame)
         elif verdict in {Verdict.LOSS, Verdict.ANEW}:
             self._repair_soon(place, verdict.value)
@@ -207,10 +210,13 @@ class Receiver:
         else:
             place.partition.confirm(header)
 
-    def _on_restored(self, place: Place, frames: list[Frame]) -> None:
-        """A producer wrote its book again: news for whoever has read this partition since the server lost it."""
-        for frame in frames:
-            place.audience.pass_on(frame)
+    def _on_restored(self, place: Place, life: str, frames: list[Frame]) -> None:
+        """A producer wrote its book again: news for those who have read this partition since the server lost it."""
+        if place.partition.state is State.READING:
+            place.restored += [(frame, life) for frame in frames]  # the values being read may hold them, too
+        else:
+            for frame in frames:
+                place.audience.restore(frame, life)
 
     def _on_up(self) -> None:
         for place in self._places:
@@ -252,6 +258,7 @@ class Receiver:
                 break
         partition.begin(header)
         _, frames = partition.reconcile(header, ())
+        place.restored.clear()  # whoever joins now reads them
         place.opened.set()
         for frame in frames:
             place.audience.pass_on(frame)
@@ -261,14 +268,14 @@ class Receiver:
         number, after = place.partition.number, subscription.after
         header, stored = await read_wanted(self._redis, self._names, number, subscription.wanted)
         if after is None:
-            subscription.release(number, header.version, stored)
+            subscription.release(number, header, stored)
             return
         logged = await read_log(self._redis, self._names, number, after, header.version)
         reaches_back = await logged_up_to(self._redis, self._names, number, after)
         gaps, frames = replay(number, header, stored, logged, after, reaches_back=reaches_back)
         for gap in gaps:
             subscription.report(gap)
-        subscription.release(number, header.version, frames)
+        subscription.release(number, header, frames)
 
     def _repair_soon(self, place: Place, reason: str) -> None:
         place.partition.state = State.READING
@@ -300,6 +307,11 @@ class Receiver:
             place.audience.report(gap)
         for frame in frames:
             place.audience.pass_on(frame)
+        read = {(frame.keys[0], frame.version) for frame in frames if frame.snapshot}
+        while place.restored:
+            frame, life = place.restored.pop(0)
+            if (frame.keys[0], frame.version) not in read:
+                place.audience.restore(frame, life)
 
     async def _confirmed_header(self, place: Place, feed: Feed | Feeds) -> Header | None:
         """Have the channel confirmed, then read how far it has come; None when that failed."""

@@ -19,7 +19,7 @@ from aegis.redis.broadcast.buffers import RING, Buffer
 from aegis.redis.broadcast.conflating import Latest, Merge
 from aegis.redis.broadcast.records import Gap, Update
 from aegis.redis.broadcast.rings import All, TradeSafe
-from aegis.redis.broadcast.wire import Frame
+from aegis.redis.broadcast.wire import Frame, Header
 
 Policy: TypeAlias = Literal["latest", "merge", "trade_safe", "all"]
 POLICIES: tuple[Policy, ...] = ("latest", "merge", "trade_safe", "all")
@@ -110,6 +110,7 @@ class Subscription:
         self.wanted, self._home, self._buffer, self._ring = wanted, home, buffer, ring
         self._aside: dict[int, list[Frame]] = {}  # by partition, while it is being read
         self._after: dict[int, int] = {}  # by partition: newest version that the snapshot holds
+        self._lives: dict[int, str] = {}  # by partition: the life of the server's data when it joined
         self._something = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._ended = False
@@ -178,12 +179,12 @@ class Subscription:
         """From now on keep the partition's frames apart: it is being read."""
         self._aside[partition] = []
 
-    def release(self, partition: int, version: int, stored: Iterable[Frame]) -> None:
-        """What was read of the partition, last values or a replay, as of `version`; then what arrived meanwhile."""
+    def release(self, partition: int, header: Header, stored: Iterable[Frame]) -> None:
+        """What was read of the partition, last values or a replay, as of `header`; then what arrived meanwhile."""
         aside = self._aside.pop(partition, ())
         for frame in sorted(stored, key=lambda frame: frame.version):
             self.offer(frame, [place for place in self.places(frame) if frame.version + place > (self.after or 0)])
-        self._after[partition] = version
+        self._after[partition], self._lives[partition] = header.version, header.life
         for frame in aside:
             self.offer(frame, self.places(frame))
 
@@ -201,6 +202,19 @@ class Subscription:
         elif places and frame.version > self._after.get(frame.partition, 0):
             self._buffer.offer(frame, places)
             self._something.set()
+
+    def restore(self, frame: Frame, life: str) -> None:
+        """A value that a producer wrote again in this life of the server's data: news for those who joined in it."""
+        if frame.partition in self._aside:
+            self._aside[frame.partition].append(frame)
+        elif self._lives.get(frame.partition) in {"", life}:
+            self._buffer.offer(frame, (0,))
+            self._something.set()
+
+    def adopt(self, partition: int, life: str) -> None:
+        """What was empty when it joined has come to life."""
+        if self._lives.get(partition) == "":
+            self._lives[partition] = life
 
     def report(self, gap: Gap) -> None:
         """A loss, before anything newer of its stream."""

@@ -156,11 +156,12 @@ def parse_stored(partition: int, life: str, key: str, stored: bytes) -> Frame:
     return Frame(partition, life, name, int(seq), int(version), int(at), (key,), (payload,), snapshot=True)
 
 
-def parse_restored(partition: int, life: str, message: bytes) -> list[Frame]:
-    """A message of `quotes_restore.lua`, without its first letter."""
-    flat = _Flat.decode(message)
+def parse_restored(partition: int, message: bytes) -> tuple[str, list[Frame]]:
+    """A message of `quotes_restore.lua`: the life that the values were written into, and the values."""
+    life, _, packed = message[1:].partition(b"\n")
+    flat = _Flat.decode(packed)
     pairs = zip(flat[::2], flat[1::2], strict=True)
-    return [parse_stored(partition, life, key, stored.encode()) for key, stored in pairs]
+    return life.decode(), [parse_stored(partition, life.decode(), key, stored.encode()) for key, stored in pairs]
 
 
 @dataclass(frozen=True, slots=True)

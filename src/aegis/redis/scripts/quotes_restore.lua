@@ -6,7 +6,8 @@
 -- ARGV[3]  stream, ARGV[4] its seq, ARGV[5] version of its newest frame, ARGV[6] at: what the server had acknowledged
 -- ARGV[7]  newest version that the producer knows
 -- ARGV[8..] key, value as stored, key, value, ...
--- returns  {life, how many were written}; those are announced: "r" and a MessagePack array of key, value, key, value
+-- returns  {life, how many were written}; those are announced: "r", life, a newline, and a MessagePack array of
+--          key, value, key, value
 local function version_of(stored) return tonumber(string.match(stored, '^%d+')) end
 local packed = redis.call('HGET', KEYS[1], '')
 local header = packed and cmsgpack.unpack(packed) or {ARGV[2], 0, {}}
@@ -23,5 +24,5 @@ if not known or known[1] < tonumber(ARGV[4]) then
 end
 header[2] = math.max(header[2], tonumber(ARGV[7]))
 redis.call('HSET', KEYS[1], '', cmsgpack.pack(header), unpack(fields))
-if #fields > 0 then redis.call(ARGV[1], KEYS[2], 'r' .. cmsgpack.pack(fields)) end
+if #fields > 0 then redis.call(ARGV[1], KEYS[2], 'r' .. header[1] .. '\n' .. cmsgpack.pack(fields)) end
 return {header[1], #fields / 2}
