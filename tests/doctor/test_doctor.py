@@ -17,7 +17,7 @@ from aegis.doctor.ports import examine_ports
 from aegis.doctor.postgres import examine_postgres
 from aegis.doctor.redis import examine_redis
 from aegis.doctor.upstreams import examine_upstreams
-from aegis.embedded import EmbeddedCluster, EmbeddedPostgres, EmbeddedValkey
+from aegis.embedded import EmbeddedCluster, EmbeddedPostgres, EmbeddedValkey, free_port
 from aegis.redis import Rate, RateLimit, Redis
 from aegis.runtime import Runtime
 from aegis.testing import FaultProxy
@@ -238,6 +238,16 @@ async def test_ports_that_are_taken_are_named():
     assert found["METRICS_PORT"].verdict is Verdict.OK
     same = Config.load({"PORT": "8089", "METRICS_ENABLED": "true", "METRICS_PORT": "8089"}, None)
     assert (await seen(examine_ports(same)))["METRICS_PORT"].verdict is Verdict.FAILED
+
+
+async def test_a_metrics_port_may_be_shared_with_our_own_kind(valkey_server):
+    """Processes of one host share it; anybody else who listens there is in the way."""
+    environ = {"REDIS_URL": valkey_server.url, "METRICS_ENABLED": "true", "METRICS_PORT": str(free_port()), "PORT": "0"}
+    async with Runtime(config := Config.load(environ, None), database=False):
+        assert (await seen(examine_ports(config)))["METRICS_PORT"].verdict is Verdict.OK
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", config.metrics.port)
+    async with server:
+        assert (await seen(examine_ports(config)))["METRICS_PORT"].verdict is Verdict.FAILED
 
 
 async def test_a_bad_configuration_is_all_that_is_looked_at():
