@@ -289,7 +289,7 @@ class Cluster:
             except TimeoutError as exc:
                 self._counters.errors["unavailable"] += 1
                 address = node.config.address if node is not None else self.config.address
-                raise RedisUnavailableError(address, f"not sent within {timeout_s:g} s: {self._cause}") from exc
+                raise RedisUnavailableError(address, f"not sent within {timeout_s:.3g} s: {self._cause}") from exc
             finally:
                 self._waiting -= 1
 
