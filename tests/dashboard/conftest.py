@@ -15,12 +15,16 @@ from aegis.runtime import Runtime
 
 
 @pytest.fixture
-def config(valkey_server, postgres_server) -> Config:
-    settings = {
+def variables(valkey_server, postgres_server) -> dict[str, str]:
+    return {
         "REDIS_URL": valkey_server.url, "DATABASE_URL": postgres_server.url, "DB_MIN_CONNS": "1", "DB_MAX_CONNS": "3",
         "AEGIS_PREFIX": f"dash-{uuid.uuid4().hex[:6]}", "KIS_APP_KEY": APP_KEY, "DART_API_KEY": API_KEY,
     }  # fmt: skip
-    return Config.load(settings, env_file=None)
+
+
+@pytest.fixture
+def config(variables) -> Config:
+    return Config.load(variables, env_file=None)
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ import pytest
 from browser import found, opened
 from dashboard_scene import API_KEY, APP_KEY
 
+from aegis.config import Config
+from aegis.dashboard import Dashboard
+from aegis.embedded import EmbeddedValkey, free_port
 from aegis.upstream import KIS_RATE_LIMIT
 
 pytestmark = [
@@ -71,8 +74,6 @@ async def test_everything_else_is_shown_and_nothing_comes_from_elsewhere(scene, 
 
 async def test_the_page_says_when_it_is_not_live(config, scene):
     """Waiting before, ended after, and live again by itself when there is something to show."""
-    from aegis.dashboard import Dashboard
-
     async with Dashboard(0) as dashboard, opened(dashboard.url) as page:
         await page.until("document.getElementById('status').textContent === 'waiting for the servers'")
         async with dashboard.live(config):
@@ -80,6 +81,22 @@ async def test_the_page_says_when_it_is_not_live(config, scene):
         await page.until("document.getElementById('status').dataset.state === 'lost'")
         async with dashboard.live(config):
             await page.until("document.getElementById('status').dataset.state === 'live'")
+
+
+async def test_an_outage_of_redis_is_seen_and_so_is_its_end(variables):
+    """The values may be old, says the status; the server is named with its problem; then all is well again."""
+    bad = "document.querySelector('#servers li[data-state=bad]')?.textContent"
+    both_good = "document.querySelectorAll('#servers li[data-state=good]').length === 2"
+    with EmbeddedValkey(port=free_port()) as server:  # at the same address after its restart
+        config = Config.load({**variables, "REDIS_URL": server.url}, env_file=None)
+        async with Dashboard(0) as dashboard, dashboard.live(config), opened(dashboard.url) as page:
+            await page.until(both_good)
+            server.kill()
+            await page.until("document.getElementById('status').dataset.state === 'stale'")
+            await page.until(f"{bad}?.includes('Valkey / Redis')")
+            server.start()
+            await page.until("document.getElementById('status').dataset.state === 'live'")
+            await page.until(both_good)
 
 
 async def test_it_is_fit_for_keys_and_readers(scene):

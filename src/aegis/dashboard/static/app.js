@@ -294,6 +294,15 @@ function follow(what, show) {
   };
 }
 
+// That the broadcast's server is away cannot come over the broadcast.
+let asked = 0;
+
+async function askForServers() {
+  if (!Object.values(states).includes("stale") || now() - asked < 1) return;
+  asked = now();
+  try { showServers((await (await fetch("state.json")).json()).servers ?? {}); } catch { /* the status says so */ }
+}
+
 function pause() {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", paused);
@@ -310,6 +319,7 @@ function tick() {
     showPool();
     showProcesses();
     showStatus();
+    askForServers();
     for (const card of cards.values()) card.plot.draw(now());
     for (const row of book.values()) if (row.at) write(row.age, `${Math.max(0, now() - row.at).toFixed(0)} s`);
   }
