@@ -196,6 +196,7 @@ RENEWED = [
 @example(steps=[*QUIET, ("set", "one-1"), ("lead", "cd", "")])
 @example(steps=[*RENEWED, ("lead", "ab", ""), ("delete_if", "one"), ("delete_if", "two"), ("release", "ab", "")])
 @example(steps=[("foreign",), ("delete_if", "one"), ("lead", "ab", ""), ("renew", "cd"), ("renew", "ab"), ("delete",)])
+@example(steps=[("lead", "ab", ""), ("release", "ab", ""), ("lead", "cd", ""), ("store", "cd", "one-1"), ("delete",)])
 @given(steps=st.lists(STEPS, min_size=6, max_size=20))
 @settings(max_examples=100, deadline=None)
 def test_scripts_and_rules_agree(connections, steps):
