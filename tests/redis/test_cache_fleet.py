@@ -143,6 +143,7 @@ async def test_waiting_is_woken_and_does_not_poll(redis, valkey_server):
         leader.tell("first")
         assert await waiting == "first"
         assert time.monotonic() - told_at < 0.25
+        assert cache.stats().waited == 1  # a load that was left to another, however often we asked for it
 
 
 async def test_a_load_that_is_given_up_goes_to_who_waits(redis, valkey_server):
