@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from functools import partial
 
 import msgspec
 import pytest
@@ -115,6 +116,33 @@ async def test_own_writes_are_read_back_at_once(redis):
     assert await cache.get("k", int) == 1
     await cache.invalidate("x")
     assert await cache.get("k", int) is None
+
+
+@pytest.mark.parametrize("what", ["delete", "set", "invalidate", "delete_if"])
+async def test_what_is_read_while_we_change_is_not_kept(valkey_server, what):
+    """The server does not know the script: readers come between our two questions, and hear of the change late."""
+    async with (
+        FaultProxy(f"127.0.0.1:{valkey_server.port}") as proxy,
+        Redis(RedisConfig(url=valkey_server.url)) as redis,
+    ):
+        await redis.execute("FLUSHALL")
+        cache = Cache(redis)
+        cache._core.tether._shelf = _ShelfWithAnotherConfig(cache._core.shelf, RedisConfig(url=proxy.url))
+        await cache.set("k", "old", tags=("t",))
+        await warm(cache, "k")
+        proxy.slow(0.05)  # for the feed only
+        await redis.execute("SCRIPT", "FLUSH")
+        change = {
+            "delete": partial(cache.delete, "k"),
+            "set": partial(cache.set, "k", "new"),
+            "invalidate": partial(cache.invalidate, "t"),
+            "delete_if": partial(cache.delete_if, "k", "old", str),
+        }[what]
+        changing = asyncio.create_task(change())
+        while not changing.done():
+            await asyncio.sleep(0)
+            await cache.get("k", str)
+        assert await cache.get("k", str) == ("new" if what == "set" else None)
 
 
 @pytest.mark.parametrize(("before", "after"), [("old", "new"), (None, "new"), ("old", None)])
