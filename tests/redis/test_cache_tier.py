@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,13 +32,13 @@ async def until(condition, seconds: float = 5.0) -> float:
     return time.monotonic() - started
 
 
-async def warm(cache: Cache, *keys: str) -> None:
-    """Until these are served from the process."""
+async def warm(cache: Cache, *keys: str, type: object = Any) -> None:  # noqa: A002 - as in get
+    """Until these are served from the process, as this type: a reader of another one asks Redis."""
     for key in keys:
         async with asyncio.timeout(5):
             before = cache.stats().local_hits
             while cache.stats().local_hits == before:
-                assert await cache.get(key) is not None
+                assert await cache.get(key, type) is not None
                 await asyncio.sleep(0.001)
 
 
@@ -81,7 +82,7 @@ async def test_changes_elsewhere_are_seen_within_100_ms(redis, valkey_server):
         other = fleet.start(OTHER)
         for what in ("set", "delete", "invalidate", "foreign", "flush", "expire"):
             await cache.set("k", "old", tags=("x",))
-            await warm(cache, "k")
+            await warm(cache, "k", type=str)
             other.tell(what)
             assert await other.said() == what
             said_at = time.monotonic()
@@ -96,7 +97,7 @@ async def test_expiry_is_kept_by_the_process_itself(redis):
     cache = Cache(redis)
     await cache.set("k", "v", ttl=0.4)
     set_at = time.monotonic()
-    await warm(cache, "k")
+    await warm(cache, "k", type=str)
     while await cache.get("k", str) is not None:
         assert time.monotonic() - set_at < 0.45
         await asyncio.sleep(0.001)
@@ -129,7 +130,7 @@ async def test_what_is_read_while_we_change_is_not_kept(valkey_server, what):
         cache = Cache(redis)
         cache._core.tether._shelf = _ShelfWithAnotherConfig(cache._core.shelf, RedisConfig(url=proxy.url))
         await cache.set("k", "old", tags=("t",))
-        await warm(cache, "k")
+        await warm(cache, "k", type=str)
         proxy.slow(0.05)  # for the feed only
         await redis.execute("SCRIPT", "FLUSH")
         change = {
@@ -156,7 +157,7 @@ async def test_a_change_while_the_answer_is_on_its_way_is_not_kept(valkey_server
         # The feed goes to the server directly, only answers to questions take the slow way.
         cache._core.tether._shelf = _ShelfWithAnotherConfig(cache._core.shelf, RedisConfig(url=valkey_server.url))
         await cache.set("k", "old")
-        await warm(cache, "k")
+        await warm(cache, "k", type=str)
         if before is None:
             await cache.delete("k")
         tier, heard = cache._core.tier, asyncio.Event()
@@ -252,7 +253,7 @@ async def test_a_lost_link_is_not_trusted_for_long(valkey_server, redis, fault):
         cache = Cache(direct)
         cache._core.tether._shelf = _ShelfWithAnotherConfig(cache._core.shelf, RedisConfig(url=proxy.url))
         await cache.set("k", "old")
-        await warm(cache, "k")
+        await warm(cache, "k", type=str)
         broken_at = time.monotonic()
         if fault == "half-open":
             proxy.drop(Direction.TO_CLIENT)
@@ -269,7 +270,7 @@ async def test_a_lost_link_is_not_trusted_for_long(valkey_server, redis, fault):
         assert not cache.stats().local_trusted
         proxy.heal()
         proxy.accept()
-        await warm(cache, "k")
+        await warm(cache, "k", type=str)
         assert await cache.get("k", str) == "new"
 
 
