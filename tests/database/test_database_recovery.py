@@ -92,17 +92,19 @@ async def test_an_outage_is_two_log_lines_and_recovery_needs_no_traffic(proxy, c
 async def test_a_pool_that_was_closed_in_an_outage_can_be_opened_again(proxy):
     """Nothing of the outage is left in it: it fills its minimum, and gets over the next outage, too."""
     db = Database(through(proxy))
-    for _ in range(2):
-        async with db:
-            await until(lambda: db.stats().idle == 1)
-            proxy.refuse()
-            proxy.reset()
-            await until(lambda: db._pool._supply.planned is not None)
-        proxy.heal()
-    async with db:
+
+    async def an_outage_begins() -> None:
+        await until(lambda: db.stats().idle == 1)
+        failures = db.stats().connect_failures
         proxy.refuse()
         proxy.reset()
-        await until(lambda: db._pool._supply.planned is not None)
+        await until(lambda: db.stats().connect_failures > failures)
+
+    async with db:
+        await an_outage_begins()
+    proxy.heal()
+    async with db:
+        await an_outage_begins()
         proxy.heal()
         await until(lambda: db.stats().idle == 1)
 
