@@ -348,7 +348,7 @@ async def test_what_the_callers_rows_raise_comes_through(db, error):
     await bars(db)
 
     def failing() -> Iterator[Bar]:
-        for n in range(FEW * 2):
+        for n in range(2000):  # beyond what is read before anything is sent
             yield Bar(f"{n:04}", DAY, n)
         raise error("mine")
 
