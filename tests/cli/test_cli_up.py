@@ -101,13 +101,29 @@ async def test_a_page_shows_what_is_on_them(options):
         assert await up.wait() == 130
 
 
-@pytest.mark.parametrize("kind", ["sentinel", "cluster"])
-def test_groups_of_servers(kind):
+@pytest.mark.parametrize(
+    ("options", "scheme", "places"),
+    [
+        ("--redis sentinel", "redis+sentinel", 3),
+        ("--sentinel", "redis+sentinel", 3),
+        ("--cluster 2+2", "redis+cluster", 4),
+    ],
+)
+def test_groups_of_servers(options, scheme, places):
     """Their URL is the one that the configuration reads."""
     code = "from aegis import Config; print(Config.load(env_file=None).redis.url.get_secret_value())"
-    done = aegis("up", "--redis", kind, "--no-postgres", "--", sys.executable, "-c", code)
+    done = aegis("up", *options.split(), "--no-postgres", "--", sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"redis+{kind}://")
+    assert done.stdout.startswith(f"{scheme}://")
+    assert len(done.stdout.split(",")) == places
+
+
+@pytest.mark.parametrize("options", ["--cluster 3+2", "--cluster 3", "--cluster 0+0", "--cluster 3+3 --sentinel"])
+def test_groups_that_cannot_be_are_refused_before_anything_starts(options):
+    """One line that says what is expected."""
+    done = aegis("up", *options.split())
+    assert done.returncode == 2
+    assert "expected primaries+replicas" in done.stderr or "exclude each other" in done.stderr
 
 
 def test_limits_show_what_is_used_of_the_configured_key(command, valkey_server):
