@@ -35,6 +35,8 @@ KEYS = [f"{number:06}" for number in range(2000)]
 CHANNEL = "bench:quotes"
 BATCH = 500
 SUBSCRIBERS = 2
+#: The publisher waits for nobody; rivals wait in socket buffers and unbounded queues, ours in its ring.
+RING = 1_000_000
 #: The slow ones send fewer ticks: a rate does not need more.
 FEWER = {"redis-py": 5, "broadcaster": 50}
 
@@ -113,7 +115,7 @@ async def aegis_subscribe(port: int, ticks: int) -> None:
     async with (
         Redis(RedisConfig(host="127.0.0.1", port=port)) as redis,
         PubSub(redis, topic="bench") as bus,
-        bus.subscribe(type=Quote, policy="all") as updates,
+        bus.subscribe(type=Quote, policy="all", ring=RING) as updates,
     ):
         seen, ended = Seen(), 0
         newest = seen.newest
