@@ -74,3 +74,18 @@ async def test_keys_of_all_nodes_are_listed(cluster):
     assert await cache.keys("k*") == sorted(KEYS)
     survey = await cache.survey()
     assert (survey.values, survey.tags, survey.failing) == (len(KEYS), 1, 1)
+
+
+async def test_the_tier_hears_of_changes_on_every_node(cluster, valkey_cluster):
+    """Keys of all primaries are served from the process, until another client changes them."""
+    async with Redis(RedisConfig(url=valkey_cluster.url)) as second:
+        cache, other = Cache(cluster), Cache(second)
+        await cache.set_many(dict.fromkeys(KEYS, "old"))
+        async with asyncio.timeout(20):
+            while cache.stats().local_hits < len(KEYS):
+                await cache.get_many(KEYS, str)
+                await asyncio.sleep(0.01)
+        await other.set_many(dict.fromkeys(KEYS, "new"))
+        async with asyncio.timeout(2):
+            while await cache.get_many(KEYS, str) != dict.fromkeys(KEYS, "new"):
+                await asyncio.sleep(0.001)

@@ -221,6 +221,19 @@ async def test_an_error_told_by_another_process_is_remembered(redis):
     assert redis.stats().commands - before == 20  # GET and PTTL, each time
 
 
+async def test_an_error_that_cannot_be_rebuilt_is_told_in_words(redis):
+    """A class that formats its arguments would say them twice: another process gets LoadFailedError instead."""
+    first, second = Cache(redis), Cache(redis)
+    with pytest.raises(CodeError):
+        await first.get_or_set("k", partial(fail, "EGW00201"), int)
+    with pytest.raises(LoadFailedError, match=r"CodeError: the upstream says EGW00201$"):
+        await second.get_or_set("k", partial(fail, "EGW00201"), int)
+
+
+def fail(code: str) -> None:
+    raise CodeError(code)
+
+
 async def test_without_error_ttl_the_next_caller_loads(redis):
     """Zero means: remember nothing."""
     cache = Cache(redis)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 
 import pytest
 
@@ -157,6 +158,40 @@ async def test_a_cancelled_batch_ends_its_loader_and_nobody_elses(redis):
     again = Source()
     assert await cache.get_or_set_many(["b"], again.load, str) == values("b")
     assert again.asked == [["b"]]
+
+
+async def test_a_batch_that_nobody_waits_for_is_cancelled(redis):
+    """The one loader of all its keys ends with the last caller."""
+    cache, began, ended = Cache(redis), asyncio.Event(), asyncio.Event()
+
+    async def load(_: list[str]) -> dict[str, str]:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return {}
+
+    batch = asyncio.create_task(cache.get_or_set_many(["a", "b"], load, str))
+    await began.wait()
+    batch.cancel()
+    async with asyncio.timeout(5):
+        await ended.wait()
+
+
+async def test_an_error_of_a_large_batch_has_a_short_traceback(redis):
+    """It is the error of every key, and grows with none of them."""
+
+    async def frames(count: int) -> int:
+        cache = Cache(redis)
+        with pytest.raises(OSError, match="upstream") as caught:
+            await cache.get_or_set_many([f"{count}:{n}" for n in range(count)], fail, int, error_ttl_s=0)
+        return len(traceback.extract_tb(caught.value.__traceback__))
+
+    async def fail(_: list[str]) -> dict[str, int]:
+        raise OSError("upstream")
+
+    assert await frames(50) == await frames(1)
 
 
 async def test_a_batch_cancelled_before_it_began_does_not_hang_others(redis):

@@ -294,6 +294,9 @@ async def test_without_redis_a_key_is_loaded_once_a_second(valkey_server):
         gate.set()
         assert await outdated == [0]
         assert await get() == [loads] != [0]
+        assert await cache.get_or_set("short", lambda: 1, int, ttl=0.02) == 1
+        await asyncio.sleep(0.05)
+        assert await cache.get_or_set("short", lambda: 2, int, ttl=0.02) == 2
         before = loads
         async with asyncio.timeout(5):
             while loads == before:

@@ -137,6 +137,22 @@ async def test_who_wants_no_stale_value_waits(redis):
     assert await cache.get_or_set("k", lambda: 2, int, ttl=10) == 2
 
 
+async def test_nothing_is_served_longer_than_it_was_stored_for(redis):
+    """Another caller's long stale_s does not prolong a value in the process beyond its end in Redis."""
+    cache = Cache(redis, jitter=0.0)
+
+    async def get(value: int, stale_s: float) -> int:
+        return await cache.get_or_set("k", lambda: value, int, ttl=0.3, stale_s=stale_s)
+
+    async with asyncio.timeout(5):
+        while "k" not in cache._core.tier.entries:
+            await get(1, 0.2)
+            await asyncio.sleep(0.001)
+    entry = cache._core.tier.entries["k"]
+    await asyncio.sleep(max(0.0, entry.expires_at - asyncio.get_running_loop().time()) + 0.01)
+    assert await get(2, 600) == 2
+
+
 async def test_a_refresh_outlives_its_callers(redis):
     """The caller who was served may be cancelled or gone: the refresh goes on."""
     cache, gate = Cache(redis), asyncio.Event()
