@@ -172,6 +172,15 @@ def test_an_echoed_secret_is_masked_in_every_spelling(echo):
     assert echo not in redactor.text(f"you sent {echo}, fool", values)
 
 
+async def test_a_cookie_of_one_answer_is_not_sent_with_the_next_request(server, http):
+    """Accounts share a client: what one was given must not travel with another."""
+    server.steps = [answer(200, headers="Set-Cookie: sid=one\r\n")]
+    url = server.url.replace("127.0.0.1", "localhost")  # a cookie jar ignores addresses
+    await http.get(url)
+    await http.get(url)
+    assert b"sid=one" not in server.requests[1]
+
+
 async def test_the_password_in_a_url_is_a_secret(server, http):
     """It goes out as Basic authorization, and is shown nowhere."""
     response = await http.get(server.url.replace("//", "//me:s3cret@"))

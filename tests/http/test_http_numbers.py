@@ -100,6 +100,26 @@ def test_old_failures_leave_the_window():
     assert breaker.state == "closed"
 
 
+def test_the_window_is_as_long_as_it_says():
+    """Ten slices of three seconds: what began thirty seconds ago is out, what began twenty-seven seconds ago counts."""
+    for first, state in ((0.0, "closed"), (3.0, "open")):
+        breaker = Breaker(BreakerPolicy(1.0, 2, 30, 5))
+        for now in (first, 30.0):
+            breaker.leave(breaker.enter(now)[0], now, failed=True)
+        assert breaker.state == state, first
+
+
+def test_a_circuit_that_closed_again_begins_from_nothing():
+    """The failures that opened it count no more: one of four outcomes is not half of eight."""
+    breaker = Breaker(BreakerPolicy(0.5, 4, 30, 1))
+    for _ in range(4):
+        breaker.leave(breaker.enter(1.0)[0], 1.0, failed=True)
+    breaker.leave(breaker.enter(2.0)[0], 2.0, failed=False)
+    assert breaker.state == "closed"
+    breaker.leave(breaker.enter(2.0)[0], 2.0, failed=True)
+    assert breaker.state == "closed"
+
+
 def test_a_run_of_resets_opens_for_long_and_any_answer_breaks_the_run():
     """Three connections broken without an answer: the long pause. A failed probe that is reset again: once more."""
     breaker = Breaker(BreakerPolicy(0.5, 100, 30, 5, resets_max=3, reset_open_s=600))

@@ -84,13 +84,15 @@ async def test_another_origin_gets_no_secret_not_even_after_a_detour(server, oth
 
 async def test_every_occurrence_of_a_secret_header_stays(server, other, http):
     """A header that stands twice is stripped twice (the driver once stripped the first `Authorization` only)."""
-    headers = CIMultiDict([("Authorization", "Bearer one"), ("appkey", "k-one"), ("tr_id", "x")])
+    headers = CIMultiDict([("Authorization", "Bearer one"), ("appkey", "k-one"), ("tr_id", "x"), ("Host", "mine")])
     headers.extend([("Authorization", "Bearer two"), ("appkey", "k-two"), ("Cookie", "c-one"), ("Cookie", "c-two")])
     server.steps = [move(302, other.url)]
     await http.with_redirects().get(server.url, headers=headers)
     assert [name in server.requests[0] for name in (b"Bearer one", b"Bearer two", b"k-one", b"k-two")] == [True] * 4
     left = [name for name in (b"Bearer", b"k-one", b"k-two", b"c-one", b"c-two") if name in other.requests[0]]
     assert (left, b"tr_id: x" in other.requests[0]) == ([], True)
+    assert b"Host: mine" in server.requests[0]
+    assert b"Host: mine" not in other.requests[0]
 
 
 async def test_an_order_is_never_redirected(server, http):
