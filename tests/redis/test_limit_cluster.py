@@ -31,7 +31,7 @@ async def test_every_call_works_and_all_keys_share_a_slot(cluster: Redis) -> Non
     while (await other.peek(limits[0], key="account")).used > 3:
         await asyncio.sleep(0.01)
     await limiter.hold(limits[1], 30, key="account")
-    assert 29 < (await other.peek(limits[1], key="account")).held_for <= 30
+    assert 20 < (await other.peek(limits[1], key="account")).held_for <= 30
     await limiter.reset(limits[1], key="account")
     assert (await other.allow(limits[1], key="account")).allowed
 

@@ -171,7 +171,7 @@ def test_a_process_that_always_comes_late_holds_nobody_up(valkey_server):
     assert sum(between(process, 2, 29) for process in (late, *others)) >= 0.97 * 10 * 27
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     limit=st.integers(1, 12),
     crowd=st.lists(

@@ -17,6 +17,7 @@ from aegis.redis._limit import Lane, RateLimit, Usage
 from aegis.redis._limit_clock import ServerClock
 from aegis.redis._limit_counts import Counts
 from aegis.redis._limit_server import Server, ServerWatch
+from aegis.redis._link import pack
 from aegis.redis._script import Script, load_script
 from aegis.redis._shared import Argument
 from aegis.redis._waiters import Waiter
@@ -28,6 +29,7 @@ _RETURN = load_script("limit_rule", "limit_queue", "limit_return")
 _HOLD = load_script("limit_rule", "limit_hold")
 _PEEK = load_script("limit_rule", "limit_peek")
 SERVER_CLOCK = -1
+_PACKED_MAX = 256
 
 
 class Run(NamedTuple):
@@ -107,6 +109,8 @@ class Gate:
         self._horizons_us = {lane: micros(limit.horizon_s(lane)) for lane in Lane}
         pace_us = micros(limit.pace.per + limit.pad)
         self._pause_us = min(max(self.windows_us), micros(limit.hold_max)) + self._horizons_us[Lane.URGENT]
+        self._packed: dict[tuple[tuple[int, int], ...], bytes] = {}  # commands of `take_now`, by runs
+        self._packed_for: tuple[int, str, int] = (0, "", 0)
         pairs: list[int] = []
         for rate, window_us in zip(limit.rates, self.windows_us, strict=True):
             pairs += (rate.limit, window_us)
@@ -126,16 +130,22 @@ class Gate:
         """Call it when what this turn of the loop has to say is written; False when there is no connection."""
         return self._redis.before_write(call)
 
-    def take_now(self, runs: Sequence[tuple[int, int]], waiter: Waiter) -> bool:
+    def take_now(self, runs: tuple[tuple[int, int], ...], waiter: Waiter) -> bool:
         """As `take`, the short way: `waiter` gets the raw reply. False: not possible now, use `take`."""
         server = self._watch.known
         if server.connection != self._redis.connection_for(self.keys[0]):
             return False
-        args: list[Argument] = ["EVALSHA", _TAKE.sha, len(self.keys), *self.keys]
-        args += (self.now_us, server.name, self._moved(server), *self._numbers)
-        for run in runs:
-            args += run
-        if not self._redis.begin(args, waiter):
+        head = (self.now_us, server.name, self._moved(server))
+        if head != self._packed_for or len(self._packed) > _PACKED_MAX:
+            self._packed_for = head
+            self._packed.clear()
+        packed = self._packed.get(runs)
+        if packed is None:
+            args: list[Argument] = ["EVALSHA", _TAKE.sha, len(self.keys), *self.keys, *head, *self._numbers]
+            for run in runs:
+                args += run
+            packed = self._packed[runs] = pack(tuple(args))
+        if not self._redis.begin(packed, waiter):
             return False
         self._counts.server_calls += 1
         return True
@@ -197,7 +207,8 @@ class Gate:
 
     def _moved(self, server: Server) -> int:
         """1 while a server that lost its memory may owe a pause for what its predecessor granted."""
-        return int(asyncio.get_running_loop().time() < server.since + self._pause_us / 1e6)
+        since = server.since
+        return int(since > 0 and asyncio.get_running_loop().time() < since + self._pause_us / 1e6)
 
 
 def micros(seconds: float) -> int:

@@ -127,7 +127,7 @@ class _Batch:
         self.takes, self._answered = takes, False
         self.callers: list[Pending] = []
         self.costs: list[int] = []
-        self.runs: list[tuple[int, int]] = []
+        self.runs: tuple[tuple[int, int], ...] = ()
 
     # --- what the link wants of a waiter ---
 
@@ -188,8 +188,9 @@ class _Batch:
         return decisions
 
 
-def _runs(costs: list[int]) -> list[tuple[int, int]]:
+def _runs(costs: list[int]) -> tuple[tuple[int, int], ...]:
+    """How many next to each other ask for the same, and what."""
     first = costs[0]
     if costs.count(first) == len(costs):
-        return [(len(costs), first)]
-    return [(len(list(same)), cost) for cost, same in groupby(costs)]
+        return ((len(costs), first),)
+    return tuple((len(list(same)), cost) for cost, same in groupby(costs))

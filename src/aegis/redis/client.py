@@ -169,16 +169,16 @@ class Redis:
             raise self._refused(args, reply)
         return reply
 
-    def begin(self, args: Command, waiter: Waiter) -> bool:
+    def begin(self, packed: bytes, waiter: Waiter) -> bool:
         """
-        Queue one command for a waiter of the caller's own, without a task. False when it cannot be sent now.
+        Queue one packed command for a waiter of the caller's own, without a task. False when it cannot be sent now.
 
         The waiter gets the raw reply, a `hiredis.ReplyError` included, or `LinkLostError` or `ReplyLateError`.
         """
         link = self._steady.ready
         if link is None or link.full:
             return False
-        link.enqueue(pack(tuple(args)), waiter)
+        link.enqueue(packed, waiter)
         return True
 
     def before_write(self, call: Callable[[], None]) -> bool:

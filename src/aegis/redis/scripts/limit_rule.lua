@@ -7,6 +7,8 @@
 --            server  which server wrote last
 --            used    how many permits lay in the first rate's window: where the next search begins, no more than that
 --            widest  the widest window of anybody who used this ring: how long permits are remembered
+--            lives   until when these keys live at least
+--            crowd   until when anybody may be waiting: after that nobody has to look at the turns
 --            passed1, passed2   permits that went to more urgent lanes while lane 1, 2 was waiting
 -- KEYS[3]  turns: who is waiting (limit_queue.lua)
 -- ARGV[1]  now: µs since epoch, or -1 for the server's clock
@@ -27,9 +29,9 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
-local known = call('HMGET', state, 'last', 'skew', 'held', 'server', 'used', 'widest')
+local known = call('HMGET', state, 'last', 'skew', 'held', 'server', 'used', 'widest', 'lives', 'crowd')
 local last, skew, held = tonumber(known[1] or 0), tonumber(known[2] or 0), tonumber(known[3] or 0)
-local used, widest = tonumber(known[5] or 0), tonumber(known[6] or 0)
+local used, widest, crowd = tonumber(known[5] or 0), tonumber(known[6] or 0), tonumber(known[8] or 0)
 
 local rare = skew + held + widest -- as they are stored
 local limits, windows = {}, {}
@@ -137,13 +139,19 @@ local function trim(pushed)
   call('LTRIM', ring, 0, -drop - 1)
 end
 
--- Write the state, and let it live until nothing in it can matter any more.
+-- Write the state, and let it live until nothing in it can matter any more: a little longer, so that this need not be
+-- said with every permit.
 local function save()
-  local life = text(ceil((max(newest, held, now) - now + widest) / 1000) + 1000)
+  local matters = max(newest, held, now) + widest
   call('HSET', state, 'last', text(now), 'used', used)
   if rare ~= skew + held + widest or known[4] ~= server then -- none of them ever shrinks
     call('HSET', state, 'skew', text(skew), 'held', text(held), 'widest', text(widest), 'server', server)
   end
-  call('PEXPIRE', state, life)
-  call('PEXPIRE', ring, life)
+  if matters > tonumber(known[7] or 0) then
+    local lives = matters + 1000000 + min(widest, 60000000)
+    local life = text(ceil((lives - now) / 1000))
+    call('HSET', state, 'lives', text(lives))
+    call('PEXPIRE', state, life)
+    call('PEXPIRE', ring, life)
+  end
 end

@@ -3,8 +3,11 @@
 -- ARGV[own..]  pairs: how many callers, what each of them asks for
 -- returns      for each pair: how many of them were served (the first ones), permits left in the first rate's window,
 --              µs until one of those not served would be
-local others = read_turns('')
-local ahead = demand_of(others[1]) + demand_of(others[2]) -- BULK does not come before those who do not wait
+local ahead = 0
+if crowd > now then
+  local others = read_turns('')
+  ahead = demand_of(others[1]) + demand_of(others[2]) -- BULK does not come before those who do not wait
+end
 local reply, taken = {}, 0
 for i = own, #ARGV, 2 do
   local callers, cost = tonumber(ARGV[i]), tonumber(ARGV[i + 1])

@@ -152,7 +152,8 @@ end
 if taken > 0 then trim(taken) end
 if #lanes > 0 or taken > 0 or disturbed then
   save()
-  call('HSET', state, 'passed1', text(passed[2]), 'passed2', text(passed[3]))
+  call('HSET', state, 'passed1', passed[2], 'passed2', passed[3])
+  if latest > now then call('HSET', state, 'crowd', text(max(crowd, latest + GRACE))) end
   call('PEXPIRE', turns, text(ceil((max(latest, newest, held) - now + widest) / 1000) + 1000))
 end
 return { now, skew, max(0, held - now), slots, lanes, refused }

@@ -1,0 +1,126 @@
+"""
+Many waiting callers in several processes: is the quota used, shared equally, and at how many calls to the server?
+
+ours    `RateLimiter.wait`, each process a real one with its own connection; moments of release on CLOCK_MONOTONIC.
+bars    at least 0.98 of the quota (0.93 while 300 callers per second are cancelled at random), nobody below 0.9 of an
+        equal share, at most 1.5 calls per grant (2.5 where every process has a single caller).
+
+The quota is that of the widened window: what `pad` costs on top is 1 - per / (per + pad). Shares are counted over ten
+seconds that begin one window after the last process got its first permit, calls over the whole run, joining included.
+
+    python -m benchmarks.ratelimit_crowd [--smoke] [--json] [--seconds 12]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from typing import Any
+
+#: limit, per, processes, callers in each, callers cancelled per second
+SCENARIOS = (
+    (5, 1.0, 4, 5, 0),
+    (20, 1.0, 4, 5, 0),
+    (20, 1.0, 8, 50, 0),
+    (20, 1.0, 8, 50, 300),
+    (50, 1.0, 2, 1000, 0),
+    (1, 1.0, 8, 1, 0),
+    (100, 60.0, 8, 50, 0),
+)
+PAD_S = 0.05
+
+
+async def worker(url: str, limit: int, per: float, callers: int, cancelled_per_s: float, seconds: float) -> None:
+    """Run callers that wait again and again; print the moments of release and the number of calls."""
+    from aegis.config import RedisConfig
+    from aegis.redis import Rate, RateLimit, RateLimiter, Redis
+
+    quota, released = RateLimit("crowd", Rate(limit, per=per), pad=PAD_S), []
+    async with Redis(RedisConfig(url=url)) as redis:
+        limiter = RateLimiter(redis)
+
+        async def caller() -> None:
+            while True:
+                await limiter.wait(quota)
+                released.append(time.monotonic())
+
+        async def canceller() -> None:
+            while cancelled_per_s:
+                await asyncio.sleep(random.expovariate(cancelled_per_s))
+                at = random.randrange(len(tasks))
+                tasks[at].cancel()
+                tasks[at] = asyncio.create_task(caller())
+
+        tasks = [asyncio.create_task(caller()) for _ in range(callers)]
+        cancelling = asyncio.create_task(canceller())
+        await asyncio.sleep(seconds)
+        for task in (cancelling, *tasks):
+            task.cancel()
+        await asyncio.gather(cancelling, *tasks, return_exceptions=True)
+        stats = limiter.stats()
+    print(json.dumps({"released": released, "calls": stats.server_calls, "late": stats.late}))
+
+
+def run(scenario: tuple[int, float, int, int, int], seconds: float) -> dict[str, Any]:
+    """One scenario on a server of its own."""
+    from aegis.embedded import EmbeddedValkey
+
+    limit, per, processes, callers, cancelled = scenario
+    with EmbeddedValkey() as server:
+        job = [server.url, str(limit), str(per), str(callers), str(cancelled / processes), str(seconds)]
+        command = [sys.executable, "-m", "benchmarks.ratelimit_crowd", "--worker", *job]
+        started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+        told = [json.loads(process.communicate(timeout=seconds + 60)[0]) for process in started]
+    moments = [each["released"] for each in told]
+    everything = sorted(moment for each in moments for moment in each)
+    window = per + PAD_S
+    begin = max((each[0] for each in moments if each), default=0.0) + (window if per < 10 else 0.0)
+    end = min((each[-1] for each in moments if each), default=0.0)
+    steady = [[moment for moment in each if begin <= moment < end] for each in moments]
+    total = sum(map(len, steady))
+    return {
+        "limit": limit, "per": per, "processes": processes, "callers": callers, "cancelled_per_s": cancelled,
+        "granted": len(everything),
+        "quota_used": round(total / (limit * (end - begin) / window), 3) if per < 10 else None,
+        "smallest_share": round(min(map(len, moments if per >= 10 else steady)) * processes / max(total, 1), 3)
+        if per < 10
+        else round(min(map(len, moments)) * processes / len(everything), 3),
+        "calls_per_grant": round(sum(each["calls"] for each in told) / len(everything), 2),
+        "late": sum(each["late"] for each in told),
+        "worst_window": max(sum(at <= other < at + per for other in everything) for at in everything),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="two short scenarios: does it run?")
+    parser.add_argument("--json", action="store_true", help="the result as JSON, nothing else")
+    parser.add_argument("--seconds", type=float, default=13.0)
+    parser.add_argument("--worker", nargs=6, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        url, limit, per, callers, cancelled, seconds = options.worker
+        asyncio.run(worker(url, int(limit), float(per), int(callers), float(cancelled), float(seconds)))
+        return
+    results = []
+    for scenario in SCENARIOS[:2] if options.smoke else SCENARIOS:
+        seconds = 4.0 if options.smoke else options.seconds * (2 if scenario[0] == 1 else 4 if scenario[1] > 10 else 1)
+        results.append(run(scenario, seconds))
+        if not options.json:
+            print("  ".join(f"{name} {value}" for name, value in results[-1].items()), flush=True)
+    if options.json:
+        machine = f"{os.cpu_count()} vCPU, {platform.system()}, CPython {platform.python_version()}"
+        print(
+            json.dumps({"question": "full, fair, cheap", "pad": PAD_S, "machine": machine, "runs": results}, indent=2)
+        )
+
+
+if __name__ == "__main__":
+    main()
