@@ -214,7 +214,7 @@ class Reader:
         copy = copier(reading.value, partial(codec.payload, entry.payload))
         local = LocalEntry(reading.value, copy, codec.type, len(entry.payload) + len(key))
         local.expires_at = asked_at + left_ms / 1000 if left_ms >= 0 else math.inf
-        local.soft_at = min(asked_at + reading.fresh_left_s, local.expires_at)
+        local.soft_at = asked_at + reading.fresh_left_s
         local.delta_s, local.identity = reading.delta_s, entry.identity
         local.fresh_until = local.soft_at - reading.delta_s * self._eagerness * _EARLIEST_LOADS
         local.tags = tuple(tag for tag, _ in entry.tags)
