@@ -24,7 +24,7 @@ GROWTH_MAX_KIB = 4096
 POLICIES = ("latest", "merge", "trade_safe", "all")
 
 
-async def listen(port: int, policy: str) -> None:
+async def listen(port: int, policy: str, ring: int) -> None:
     """Subscribe; say on every line from the parent what has come and what it costs. `read` takes everything."""
     from aegis.config import RedisConfig
     from aegis.redis import PubSub, Redis
@@ -32,7 +32,7 @@ async def listen(port: int, policy: str) -> None:
     async with (
         Redis(RedisConfig(host="127.0.0.1", port=port)) as redis,
         PubSub(redis, topic="bench") as bus,
-        bus.subscribe(policy="latest" if policy == "read" else policy) as updates,
+        bus.subscribe(policy="latest" if policy == "read" else policy, ring=ring) as updates,
     ):
 
         async def read() -> None:
@@ -53,8 +53,8 @@ async def listen(port: int, policy: str) -> None:
 class Listener:
     """A process that listens."""
 
-    def __init__(self, port: int, policy: str) -> None:
-        plan = json.dumps([port, policy])
+    def __init__(self, port: int, policy: str, ring: int) -> None:
+        plan = json.dumps([port, policy, ring])
         command = [sys.executable, "-m", "benchmarks.pubsub_memory", "--worker", plan]
         self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.child.stdout is not None
@@ -84,10 +84,12 @@ async def run(port: int, ticks: int, policies: tuple[str, ...], frame_ticks: int
     """Publish a tenth, look, publish the rest, look again."""
     from aegis.config import RedisConfig
     from aegis.redis import PubSub, Redis
+    from aegis.redis.broadcast.buffers import RING
 
     result: dict[str, Any] = {}
     async with Redis(RedisConfig(host="127.0.0.1", port=port)) as redis, PubSub(redis, topic="bench") as bus:
-        listeners = {policy: Listener(port, policy) for policy in policies}
+        ring = min(RING, ticks // 20)  # full at the first look
+        listeners = {policy: Listener(port, policy, ring) for policy in policies}
         marks: dict[str, list[dict[str, int]]] = {policy: [] for policy in policies}
         done = 0
         for goal in (ticks // 10, ticks):
