@@ -124,19 +124,12 @@ local function count_used()
   return used
 end
 
--- Drop permits that have left the widest window: at most a few more than were pushed, so no call pays for a burst.
+-- Drop permits that have left the widest window: a few more at a time than are pushed, so that the ring shrinks after a
+-- burst, no call pays for all of it, and most look at one entry only.
 local function trim(pushed)
-  local edge, drop = now - widest, pushed + 8
-  local function old(place)
-    local entry = call('LINDEX', ring, -place)
-    return entry and tonumber(entry) <= edge
-  end
-  if not old(1) then return end
-  if not old(drop) then
-    drop = 1
-    while old(drop + 1) do drop = drop + 1 end
-  end
-  call('LTRIM', ring, 0, -drop - 1)
+  local drop = pushed + 8
+  local entry = call('LINDEX', ring, -drop)
+  if entry and tonumber(entry) <= now - widest then call('LTRIM', ring, 0, -drop - 1) end
 end
 
 -- Write the state, and let it live until nothing in it can matter any more: a little longer, so that this need not be
