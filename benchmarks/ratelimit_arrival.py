@@ -10,7 +10,7 @@ rivals  `limits` (moving window), throttled-py (GCRA, sliding window), pyrate-li
 jitter  for every N+1 arrivals in a row: by how much they came closer together than the widened window. What `pad` must
         cover is its upper end.
 
-    python -m benchmarks.ratelimit_arrival [--smoke] [--json] [--seconds 20] [--plot docs/ratelimit_arrivals.svg]
+    python -m benchmarks.ratelimit_arrival [--smoke] [--json] [--seconds 20] [--plot docs/images/ratelimit_arrivals.svg]
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def judged(name: str, moments: list[float], shares: list[int]) -> dict[str, Any]
     if name.startswith("aegis"):
         window = 1.0 + float(name.split()[2]) / 1000
         closer = sorted(window - (b - a) for a, b in zip(moments, moments[LIMIT:], strict=False))
-        cuts = statistics.quantiles(closer, n=1000)
+        cuts = statistics.quantiles(closer, n=1000, method="inclusive")
         result["jitter_ms"] = {
             "p50": round(cuts[499] * 1e3, 2), "p99": round(cuts[989] * 1e3, 2), "p99.9": round(cuts[998] * 1e3, 2),
             "max": round(closer[-1] * 1e3, 2),
