@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from aegis.config import RedisConfig
-from aegis.embedded import EmbeddedCluster, EmbeddedValkey
+from aegis.embedded import EmbeddedCluster, EmbeddedValkey, free_port
 from aegis.redis import Cache, Redis
 
 
@@ -20,8 +20,8 @@ def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="session")
 def cluster_node() -> object:
-    """One server in cluster mode that owns nothing."""
-    with EmbeddedValkey(options={"cluster-enabled": "yes"}) as server:
+    """One server in cluster mode that owns nothing; with a bus of its own, or two of them would want port 10000."""
+    with EmbeddedValkey(options={"cluster-enabled": "yes", "cluster-port": str(free_port())}) as server:
         yield server
 
 

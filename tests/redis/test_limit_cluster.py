@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from aegis.redis import Lane, Rate, RateLimit, RateLimiter, Redis
+from aegis.redis._limit_gate import key_name
 from aegis.redis._slots import slot_of_key
 
 
@@ -44,3 +45,20 @@ async def test_another_owner_of_the_slot_means_a_pause(cluster: Redis) -> None:
     [state] = [name for name in await cluster.execute("KEYS", "*moved*") if name.endswith(b":state")]
     await cluster.execute("HSET", state, "server", "somebody else")
     assert (await RateLimiter(cluster).allow(limit)).retry_after > 35
+
+
+async def test_the_bell_rings_on_the_node_that_keeps_the_limit(cluster: Redis) -> None:
+    """A reset wakes whoever waits, over a sharded channel in the limit's slot; the other nodes hear nothing of it."""
+    limit = RateLimit("rung", Rate(1, per=60))
+    one, other = RateLimiter(cluster), RateLimiter(cluster)
+    assert (await one.allow(limit)).allowed
+    waiting = asyncio.create_task(one.wait(limit))
+    bell = f"{key_name('aegis', limit, '')}:bell".encode()
+    owner = cluster.servers.owner(slot_of_key(bell))
+    async with asyncio.timeout(20):
+        while bell not in await owner.ask(("PUBSUB", "SHARDCHANNELS"), 5.0):
+            await asyncio.sleep(0.01)
+        await other.reset(limit)
+        await waiting
+    for node in cluster.servers.nodes:
+        assert bell not in await node.ask(("PUBSUB", "CHANNELS"), 5.0)

@@ -3,7 +3,7 @@ What one process tells the others at once: come, you are next in line; everybody
 
 One subscription per `RateLimiter`, opened when somebody has to wait for the first time. Nothing depends on it but
 speed: without it a freed permit is found when its next owner comes, and a hold when a process asks next, which is at
-most one horizon later.
+most one horizon later. In a cluster each limit's channel is a sharded one, on the node that keeps the limit.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Bell:
         if name in self._listeners:
             return
         if self._feed is None:
-            self._feed = make_feed(self._redis, self._on_message, self._on_up, self._on_down)
+            self._feed = make_feed(self._redis, self._on_message, self._on_up, self._on_down, sharded=True)
             self._feed.start()
         self._listeners[name] = listener
         self._spawn(self._feed.subscribe(name))

@@ -104,6 +104,7 @@ class Gate:
         self.limit, self.me, self.clock = limit, me, ServerClock()
         self.keys = (f"{name}:ring", f"{name}:state", f"{name}:turns")
         self.channel = f"{name}:bell"
+        self._publish = "SPUBLISH" if redis.sharded else "PUBLISH"  # sharded: on the limit's own node
         self.now_us = SERVER_CLOCK  #: tests feed another clock
         self.windows_us = tuple(micros(rate.per + limit.pad) for rate in limit.rates)
         self._horizons_us = {lane: micros(limit.horizon_s(lane)) for lane in Lane}
@@ -175,14 +176,14 @@ class Gate:
 
     async def give_back(self, grants: Sequence[Grant], leaving: Sequence[Lane], timeout: float | None = None) -> int:
         """Give back what is not due yet, leave these lanes; who is next in line is told. Returns permits taken back."""
-        args: list[Argument] = [self.me, self.channel, len(leaving), *(int(lane) for lane in leaving)]
+        args: list[Argument] = [self.me, self._publish, len(leaving), *(int(lane) for lane in leaving)]
         args += [number for grant in grants for number in (int(grant.lane), grant.due_us, grant.permits)]
-        taken: int = await self._run(_RETURN, args, timeout)
+        taken: int = await self._run(_RETURN, args, timeout, more_keys=(self.channel,))
         return taken
 
     async def hold(self, seconds: float) -> float:
         """Pause everybody; returns the seconds until the hold ends."""
-        left_us: int = await self._run(_HOLD, [micros(seconds), self.channel])
+        left_us: int = await self._run(_HOLD, [micros(seconds), self._publish], more_keys=(self.channel,))
         return left_us / 1e6
 
     async def peek(self) -> Usage:
@@ -193,13 +194,20 @@ class Gate:
     async def reset(self) -> None:
         """Forget everything; everybody who waits asks anew."""
         self._counts.server_calls += 1
-        await self._redis.pipeline([("DEL", *self.keys), ("PUBLISH", self.channel, "reset")])
+        await self._redis.pipeline([("DEL", *self.keys), (self._publish, self.channel, "reset")])
 
-    async def _run(self, script: Script, args: Sequence[Argument], timeout: float | None = None) -> Any:
+    async def _run(
+        self,
+        script: Script,
+        args: Sequence[Argument],
+        timeout: float | None = None,
+        *,
+        more_keys: tuple[str, ...] = (),
+    ) -> Any:
         server = await self._watch.ask()
         self._counts.server_calls += 1
         head: tuple[Argument, ...] = (self.now_us, server.name, self._moved(server), *self._numbers)
-        reply = await self._redis.run(script, self.keys, [*head, *args], timeout=timeout)
+        reply = await self._redis.run(script, (*self.keys, *more_keys), [*head, *args], timeout=timeout)
         if self._redis.connection_for(self.keys[0]) != server.connection:
             # Given before the connection was lost, sent over the next one: perhaps to a server that is not the named.
             raise ServerLostError(self._redis.config.address, script.name, "answered over another connection")

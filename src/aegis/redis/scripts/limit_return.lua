@@ -1,7 +1,8 @@
 -- Give back permits that are not due yet and leave the queue; who is next in line is told.
 -- Permits that are due, or gone, stay as they are. Comes after limit_rule.lua and limit_queue.lua.
+-- KEYS[4]      bell: the channel on which the next in line hears its name
 -- ARGV[own]    me: the process
--- ARGV[own+1]  the channel on which the next in line hears its name
+-- ARGV[own+1]  PUBLISH or SPUBLISH
 -- ARGV[own+2]  how many lanes it leaves; then each, 0 to 2
 -- then         triples: lane, due time in µs, permits
 -- returns      how many permits were given back
@@ -27,7 +28,7 @@ for lane = 1, 3 do
     if other.waits and (not first or sooner) then first = other end
   end
   if first then
-    call('PUBLISH', ARGV[own + 1], first.id)
+    call(ARGV[own + 1], KEYS[4], first.id)
     break
   end
 end
