@@ -105,8 +105,7 @@ async def test_a_page_shows_what_is_on_them(options):
     ("options", "scheme", "places"),
     [
         ("--redis sentinel", "redis+sentinel", 3),
-        ("--sentinel", "redis+sentinel", 3),
-        ("--cluster 2+2", "redis+cluster", 4),
+        ("--cluster 2+0", "redis+cluster", 2),
     ],
 )
 def test_groups_of_servers(options, scheme, places):

@@ -13,6 +13,7 @@ import pytest
     ("args", "says"),
     [
         (("--processes", "0"), "--processes"),
+        (("--cluster", "3+1"), "3+1"),
         (("--replay", "/nowhere/bars.csv"), "/nowhere/bars.csv"),
     ],
 )

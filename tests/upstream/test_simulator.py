@@ -62,7 +62,10 @@ def test_quota_used_does_not_depend_on_where_the_clock_starts(phase):
     for burst in range(20):
         for _ in range(5):
             quota.arrive(burst * 1_020_000_000)
-    assert quota.used(2_000_000_000 + phase, 12_200_000_000 + phase) == pytest.approx(0.98, abs=0.012)
+    since, until = 2_000_000_000 + phase, 12_200_000_000 + phase
+    assert quota.used(since, until) == pytest.approx(0.98, abs=0.012)
+    assert quota.longest_silence_s(since, until) == pytest.approx(1.02)
+    assert quota.longest_silence_s(since, until + 20 * SECOND_NS) > 12
 
 
 def test_replay_walks_through_open_low_high_close(tmp_path):

@@ -11,12 +11,14 @@ import typer
 from rich.console import Console
 
 from aegis.cli._app import EXIT_BROKEN, new_app, run
+from aegis.cli._groups import AsSentinel, ClusterSizes, group_of
 from aegis.config import Config
 from aegis.dashboard import Dashboard
 from aegis.demo.orchestrate import Options, Progress
 from aegis.demo.orchestrate import run as run_demo
 from aegis.demo.report import Report, as_table
 from aegis.demo.show import ProgressShown, as_samples
+from aegis.embedded import EmbeddedValkey
 from aegis.telemetry import MetricsServer
 from aegis.upstream.simulator import check_replay
 
@@ -33,6 +35,8 @@ def demo(
     compare: Annotated[
         bool, typer.Option("--compare", help="Run again with every process limiting only itself; show both.")
     ] = False,
+    cluster: ClusterSizes = "",
+    sentinel: AsSentinel = False,
     json: Annotated[bool, typer.Option("--json", help="The report as one JSON object on the last line.")] = False,
     port: Annotated[
         int | None, typer.Option(min=0, max=65_535, help="Port of the dashboard; 0: any free one. [default: PORT]")
@@ -45,6 +49,8 @@ def demo(
     only if every rule held. A page on PORT shows the run while it lasts, and with METRICS_ENABLED so does METRICS_PORT.
 
     Example: aegis demo --seconds 20 --processes 4 --compare
+
+    Example: aegis demo --cluster 3+3
     """
     config = Config.load()
     if replay is not None:
@@ -52,7 +58,8 @@ def demo(
     reports: dict[str, Report] = {}
     for shared in (True, False) if compare else (True,):
         name = "one quota for all (aegis)" if shared else "each process for itself"
-        options = Options(seconds, processes, replay, shared, _metrics(config))
+        redis = group_of(cluster, sentinel=sentinel) or EmbeddedValkey()
+        options = Options(seconds, processes, replay, shared, _metrics(config), redis)
         reports[name] = run(_shown(name, options, config, config.port if port is None else port))
     first, *others = reports.values()
     if json:

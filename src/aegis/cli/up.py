@@ -14,6 +14,7 @@ import msgspec
 import typer
 
 from aegis.cli._app import AsJson, new_app, run
+from aegis.cli._groups import AsSentinel, ClusterSizes, group_of
 from aegis.config import Config, child_environ
 from aegis.dashboard import Dashboard
 from aegis.embedded import EmbeddedCluster, EmbeddedPostgres, EmbeddedSentinel, EmbeddedValkey, free_port
@@ -38,8 +39,8 @@ def up(
         list[str] | None, typer.Argument(help="A command to run with them, behind --; they end with it.")
     ] = None,
     redis: Annotated[Kind, typer.Option(help="One Valkey, a Sentinel group, or a cluster.")] = Kind.SINGLE,
-    cluster: Annotated[str, typer.Option(metavar="3+3", help="A cluster of so many primaries and replicas.")] = "",
-    sentinel: Annotated[bool, typer.Option("--sentinel", help="The same as --redis sentinel.")] = False,
+    cluster: ClusterSizes = "",
+    sentinel: AsSentinel = False,
     postgres: Annotated[bool, typer.Option(help="A PostgreSQL as well.")] = True,
     page: Annotated[bool, typer.Option(help="The live page of what is on them, on PORT.")] = True,
     json: AsJson = False,
@@ -57,10 +58,13 @@ def up(
     """
     if sum((bool(cluster), sentinel, redis is not Kind.SINGLE)) > 1:
         raise typer.BadParameter("--redis, --cluster and --sentinel exclude each other")
-    primaries, replicas = _sizes(cluster or "3+3")
-    kind = Kind.CLUSTER if cluster else Kind.SENTINEL if sentinel else redis
+    server: EmbeddedValkey | EmbeddedCluster | EmbeddedSentinel | None
+    sizes = cluster or ("3+3" if redis is Kind.CLUSTER else "")
+    server = group_of(sizes, sentinel=sentinel or redis is Kind.SENTINEL)
+    if redis is Kind.SINGLE and server is None:
+        server = EmbeddedValkey(port=0)
     with ExitStack() as servers:
-        variables = _started(servers, kind, EmbeddedCluster(primaries, replicas), postgres=postgres)
+        variables = _started(servers, server, postgres=postgres)
         if command:
             raise typer.Exit(run(_with(command, variables)))
         run(_stay(variables, page=page and redis is not Kind.NONE, json=json))
@@ -88,23 +92,14 @@ async def _page(variables: Mapping[str, str]) -> AsyncIterator[str]:
         yield f", to be seen on {dashboard.url}"
 
 
-def _sizes(text: str) -> tuple[int, int]:
-    """Primaries, and replicas of each: `3+3` gives 3 and 1."""
-    primaries, _, replicas = text.partition("+")
-    if not (primaries.isdigit() and replicas.isdigit() and int(primaries) and int(replicas) % int(primaries) == 0):
-        raise typer.BadParameter(f"{text!r}: expected primaries+replicas, as many replicas for each: 3+0, 3+3 or 3+6")
-    return int(primaries), int(replicas) // int(primaries)
-
-
-def _started(servers: ExitStack, redis: Kind, cluster: EmbeddedCluster, *, postgres: bool) -> dict[str, str]:
+def _started(
+    servers: ExitStack, redis: EmbeddedValkey | EmbeddedCluster | EmbeddedSentinel | None, *, postgres: bool
+) -> dict[str, str]:
     variables = {}
     typer.echo("starting the servers", err=True)
-    if redis is Kind.SINGLE:
-        variables["REDIS_URL"] = servers.enter_context(EmbeddedValkey(port=0)).url
-    elif redis is Kind.SENTINEL:
-        variables["REDIS_URL"] = servers.enter_context(EmbeddedSentinel()).url
-    elif redis is Kind.CLUSTER:
-        variables["REDIS_URL"] = servers.enter_context(cluster).url
+    if redis is not None:
+        servers.enter_context(redis)
+        variables["REDIS_URL"] = redis.url
     if postgres:
         variables["DATABASE_URL"] = servers.enter_context(EmbeddedPostgres(port=free_port())).url
     return variables

@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from aegis.config import Config, DatabaseConfig, child_environ
 from aegis.database import MIGRATIONS, Database
 from aegis.demo.report import CacheUse, Report, Upstream
-from aegis.embedded import EmbeddedPostgres, EmbeddedValkey
+from aegis.embedded import EmbeddedCluster, EmbeddedPostgres, EmbeddedSentinel, EmbeddedValkey
 from aegis.errors import DemoError
 
 _READY_TIMEOUT_S = 30.0
@@ -51,6 +51,8 @@ class Options:
     replay: Path | None = None
     shared: bool = True  #: False: every process limits only itself and issues its own token
     settings: Mapping[str, str] = field(default_factory=dict)  #: further variables of the processes
+    #: What REDIS_URL leads to, started here: one server, a Sentinel group, or a cluster.
+    redis: EmbeddedValkey | EmbeddedSentinel | EmbeddedCluster = field(default_factory=EmbeddedValkey)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ async def run(
     """
     with (
         tempfile.TemporaryDirectory(prefix="aegis-demo-") as logs,
-        EmbeddedValkey() as valkey,
+        options.redis as redis,
         EmbeddedPostgres() as postgres,
     ):
         async with contextlib.AsyncExitStack() as stack:
@@ -92,7 +94,7 @@ async def run(
             )
             await db.migrate(MIGRATIONS)
             simulator = await stack.enter_async_context(_simulator(options, Path(logs)))
-            urls = {"REDIS_URL": valkey.url, "DATABASE_URL": postgres.url}
+            urls = {"REDIS_URL": redis.url, "DATABASE_URL": postgres.url}
             job = _Run(options, urls, db, simulator, Path(logs))
             await stack.enter_async_context(
                 alongside(Config.load({"AEGIS_PROCESS": "dashboard", **job.settings_of("dashboard")}, env_file=None))
@@ -335,10 +337,13 @@ class _Run:
         inserted, updated = sum(self._of_collectors("rows_inserted")), sum(self._of_collectors("rows_updated"))
         tables = ("quotes", "daily_prices", "disclosures")
         counts = [await self._db.fetch_value(f"select count(*) from {table}") for table in tables]  # noqa: S608 - ours
-        # Quota over the time that was asked for; refusals and windows over everything, the ending included.
+        # Quota and silence over the time that was asked for; refusals and windows over everything, the ending included.
+        timed = {name: _upstream(end[name]) for name in _UPSTREAMS}
         upstreams = {
-            name: msgspec.structs.replace(_upstream(seen[name]), quota_used=_upstream(end[name]).quota_used)
-            for name in _UPSTREAMS
+            name: msgspec.structs.replace(
+                _upstream(seen[name]), quota_used=of.quota_used, longest_silence_s=of.longest_silence_s
+            )
+            for name, of in timed.items()
         }
         return Report(
             seconds=round(seconds, 3),
@@ -350,6 +355,7 @@ class _Run:
             ticks_published=sum(self._of_collectors("ticks_published")),
             ticks_received=received["ticks_received"],
             gaps=received["gaps"],
+            values_behind=received["values_behind"],
             rows_upserted=inserted + updated,
             rows_inserted=inserted,
             rows_in_table=sum(counts),
@@ -366,4 +372,5 @@ def _upstream(seen: Mapping[str, Any]) -> Upstream:
         quota_used=round(seen["quota_used"], 3),
         worst_window=seen["worst_window"],
         limit=seen["limit"],
+        longest_silence_s=round(seen["longest_silence_s"], 3),
     )

@@ -24,6 +24,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True):
     quota_used: float  #: accepted over allowed; for KIS without the first second
     worst_window: int  #: most requests in any sliding window
     limit: int  #: how many that window allows
+    longest_silence_s: float = 0.0  #: the longest time without an accepted request, after the first second
 
 
 class CacheUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +49,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ticks_published: int
     ticks_received: int
     gaps: int
+    values_behind: int  #: codes whose newest value at the subscriber is not the one that Redis keeps
     rows_upserted: int
     rows_inserted: int
     rows_in_table: int
@@ -71,6 +73,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             found.append(f"{self.tokens_issued} tokens were issued and {self.tokens_refused} refused, expected 1 and 0")
         if self.gaps:
             found.append(f"the subscriber saw {self.gaps} gaps")
+        if self.values_behind:
+            found.append(f"the subscriber does not have the newest value of {self.values_behind} codes")
         if self.ticks_received != self.ticks_published or not self.ticks_published:
             found.append(f"{self.ticks_published} ticks were published and {self.ticks_received} received")
         if self.rows_inserted != self.rows_in_table or not self.rows_in_table:
@@ -98,6 +102,7 @@ def _rows(report: Report) -> Mapping[str, str]:
             "rejected by the upstream": f"{u.rejected}",
             "quota used": f"{u.quota_used:.2f}",
             "worst sliding window": f"{u.worst_window} of {u.limit}",
+            "longest silence": f"{u.longest_silence_s:.2f} s",
         }
 
     rows: dict[str, str] = {}
@@ -107,7 +112,7 @@ def _rows(report: Report) -> Mapping[str, str]:
         "tokens issued / refused": f"{report.tokens_issued} / {report.tokens_refused}",
         "cache hits / misses / loads": f"{report.cache.hits} / {report.cache.misses} / {report.cache.loads}",
         "ticks published / received": f"{report.ticks_published} / {report.ticks_received}",
-        "gaps": f"{report.gaps}",
+        "gaps / codes not up to date": f"{report.gaps} / {report.values_behind}",
         "requests failed for good": f"{report.failures}",
         "rows upserted / in tables": f"{report.rows_upserted} / {report.rows_in_table}",
         "verdict": "every rule held" if report.ok else f"{len(report.problems)} rules broken",

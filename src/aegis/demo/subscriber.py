@@ -1,4 +1,4 @@
-"""A process that listens to the broadcast of all collectors and counts what arrives."""
+"""A process that listens to the broadcast of all collectors, and says whether it has the newest at the end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ _TELL_EVERY_S = 0.2
 
 
 async def subscribe(parent: Parent) -> None:
-    """Count ticks and gaps of the whole topic until told to stop."""
+    """Count ticks and gaps of the whole topic until told to stop; then ask Redis for the newest value of every code."""
     received = gaps = 0
+    newest: dict[str, object] = {}
     async with (
         Runtime(Config.load(env_file=None), database=False) as rt,
         rt.bus.subscribe(policy="all") as updates,
@@ -25,8 +26,9 @@ async def subscribe(parent: Parent) -> None:
             nonlocal received, gaps
             async for event in updates:
                 match event:
-                    case Update(snapshot=False):
-                        received += 1
+                    case Update():
+                        received += not event.snapshot
+                        newest[event.key] = event.value
                     case Gap():
                         gaps += 1
 
@@ -40,7 +42,9 @@ async def subscribe(parent: Parent) -> None:
                 counting.result()  # raises what ended the subscription
                 raise RuntimeError("the subscription ended by itself")
         counting.cancel()
-        parent.tell("final", ticks_received=received, gaps=gaps)
+        kept = await asyncio.gather(*(rt.bus.last(code) for code in newest))
+        behind = sum(value != mine for value, mine in zip(kept, newest.values(), strict=True))
+        parent.tell("final", ticks_received=received, gaps=gaps, values_behind=behind)
 
 
 if __name__ == "__main__":

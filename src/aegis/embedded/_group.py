@@ -1,19 +1,78 @@
-"""Several servers that belong together: asking one, and waiting until they agree."""
+"""Several servers that belong together: their beginning and end, asking one, and waiting until they agree."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from aegis.embedded.valkey import EmbeddedValkey
 from aegis.errors import ServerStartError
 
 Ask = Callable[..., Any]
 
-STARTS_MAX = 3  #: a port that was free a moment ago may be taken: then all of it once more, with other ports
+_STARTS_MAX = 3  #: a port that was free a moment ago may be taken: then all of it once more, with other ports
 _LOOK_EVERY_S = 0.05
+
+
+class EmbeddedGroup(ABC):
+    """Servers that are started and stopped together. Kill, pause and restart single ones as you like."""
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """What REDIS_URL must be to use this group; a password of the options is yours to add."""
+
+    def start(self) -> None:
+        """
+        Start all of them and wait until the group is whole.
+
+        Raises:
+            ServerStartError: one did not start, or they did not find each other; nothing is left running.
+        """
+        for attempt in range(1, _STARTS_MAX + 1):
+            try:
+                self._start()
+            except ServerStartError:
+                self.stop()
+                if attempt == _STARTS_MAX:
+                    raise
+            except BaseException:
+                self.stop()
+                raise
+            else:
+                return
+
+    def stop(self) -> None:
+        """Stop every one of them. Idempotent."""
+        for server in self._members():
+            server.stop()
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Make the servers, start them, and form the group."""
+
+    @abstractmethod
+    def _members(self) -> Iterable[EmbeddedValkey]:
+        """Everything that runs, in the order in which it is stopped."""
+
+
+def places(servers: Iterable[EmbeddedValkey]) -> str:
+    """Where they listen, as in a URL."""
+    return ",".join(f"127.0.0.1:{server.port}" for server in servers)
 
 
 @contextmanager

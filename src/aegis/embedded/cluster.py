@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
-from aegis.embedded._group import STARTS_MAX, Ask, asking, redis_error, until
+from aegis.embedded._group import Ask, EmbeddedGroup, asking, places, redis_error, until
 from aegis.embedded.valkey import EmbeddedValkey, free_port
-from aegis.errors import ServerStartError
 
 SLOTS = 16_384
 _FORMED_WITHIN_S = 30.0
 
 
-class EmbeddedCluster:
+class EmbeddedCluster(EmbeddedGroup):
     """
     `primaries` nodes that share the 16,384 slots, each with `replicas` replicas.
 
     Forming takes a second or two. `node_timeout_ms` is the server's `cluster-node-timeout`: a primary that is silent
     for so long is replaced. The first `primaries` of `nodes` are the primaries of the beginning; `primary_of` and
-    `replicas_of` ask the cluster. Kill, pause and restart single nodes as you like; `stop` ends them all.
+    `replicas_of` ask the cluster. `start` returns when every slot is served and every replica in step.
     """
 
     def __init__(
@@ -40,45 +37,21 @@ class EmbeddedCluster:
         self._options = {"cluster-node-timeout": str(node_timeout_ms), **(options or {})}
         self.nodes: list[EmbeddedValkey] = []
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
-
-    def __repr__(self) -> str:
-        return f"<EmbeddedCluster {self.primaries}+{self.primaries * self.replicas} {self.url}>"
-
     @property
     def url(self) -> str:
-        """What REDIS_URL must be to use this cluster; `{password}` is yours to add."""
-        return f"redis+cluster://{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}"
+        """What REDIS_URL must be to use this cluster; a password of the options is yours to add."""
+        return f"redis+cluster://{places(self.nodes)}"
 
     # --- beginning and end ---
 
-    def start(self) -> None:
-        """Start the nodes and wait until the cluster is whole: every slot served, every replica in step."""
-        for attempt in range(1, STARTS_MAX + 1):
-            self.nodes = [self._new_node() for _ in range(self.primaries * (1 + self.replicas))]
-            try:
-                with ThreadPoolExecutor(len(self.nodes)) as threads:
-                    list(threads.map(EmbeddedValkey.start, self.nodes))
-                self._form()
-            except ServerStartError:
-                self.stop()
-                if attempt == STARTS_MAX:
-                    raise
-            except BaseException:
-                self.stop()
-                raise
-            else:
-                return
+    def _members(self) -> Iterable[EmbeddedValkey]:
+        return self.nodes
 
-    def stop(self) -> None:
-        """Stop every node. Idempotent."""
-        for node in self.nodes:
-            node.stop()
+    def _start(self) -> None:
+        self.nodes = [self._new_node() for _ in range(self.primaries * (1 + self.replicas))]
+        with ThreadPoolExecutor(len(self.nodes)) as threads:
+            list(threads.map(EmbeddedValkey.start, self.nodes))
+        self._form()
 
     def _new_node(self) -> EmbeddedValkey:
         options = {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf", "cluster-port": str(free_port())}

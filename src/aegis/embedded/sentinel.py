@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
 
-from aegis.embedded._group import STARTS_MAX, asking, redis_error, until
+from aegis.embedded._group import EmbeddedGroup, asking, places, redis_error, until
 from aegis.embedded.valkey import EmbeddedValkey
 from aegis.errors import ServerStartError
 
 _FORMED_WITHIN_S = 30.0
 
 
-class EmbeddedSentinel:
+class EmbeddedSentinel(EmbeddedGroup):
     """
     One primary, `replicas` replicas, and `sentinels` Sentinels that replace the primary when a majority misses it.
 
     `down_after_ms` is how long it must be silent for that. `servers[0]` is the primary of the beginning; `primary` asks
-    the Sentinels. Kill, pause and restart single ones as you like; `stop` ends them all.
+    the Sentinels. `start` returns when the Sentinels know each other and every replica is in step.
     """
 
     def __init__(
@@ -40,43 +38,15 @@ class EmbeddedSentinel:
         self.servers: list[EmbeddedValkey] = []
         self.sentinels: list[EmbeddedValkey] = []
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
-
-    def __repr__(self) -> str:
-        return f"<EmbeddedSentinel {self.url}>"
-
     @property
     def url(self) -> str:
         """What REDIS_URL must be to use this group; a password of the options is yours to add."""
-        places = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis+sentinel://{places}/{self.name}"
+        return f"redis+sentinel://{places(self.sentinels)}/{self.name}"
 
     # --- beginning and end ---
 
-    def start(self) -> None:
-        """Start all of them and wait until the Sentinels know each other and every replica is in step."""
-        for attempt in range(1, STARTS_MAX + 1):
-            try:
-                self._start()
-            except ServerStartError:
-                self.stop()
-                if attempt == STARTS_MAX:
-                    raise
-            except BaseException:
-                self.stop()
-                raise
-            else:
-                return
-
-    def stop(self) -> None:
-        """Stop every server and Sentinel. Idempotent."""
-        for server in (*self.sentinels, *self.servers):
-            server.stop()
+    def _members(self) -> Iterable[EmbeddedValkey]:
+        return (*self.sentinels, *self.servers)
 
     def _start(self) -> None:
         primary = EmbeddedValkey(port=0, options=self._options)

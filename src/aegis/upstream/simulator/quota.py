@@ -8,6 +8,7 @@ another order than their requests came in, so arrivals are put in their place by
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right, insort
 from collections import deque
 
@@ -93,6 +94,11 @@ class Quota:
         held_ns = sum(min(at, last_start_ns) - max(at - self._per_ns, since_ns) for at in accepted)
         return held_ns / (self.limit * (last_start_ns - since_ns))
 
+    def longest_silence_s(self, since_ns: int, until_ns: int) -> float:
+        """The longest time without an accepted request between the two moments."""
+        accepted = sorted(at for at in self._history if since_ns <= at < until_ns)
+        return max(later - at for at, later in itertools.pairwise([since_ns, *accepted, until_ns])) / _NS
+
 
 class Quotas:
     """One quota per key (app key, address), all with the same numbers."""
@@ -120,7 +126,11 @@ class Quotas:
         return quota.arrive(at_ns)
 
     def report(self, since_ns: int, at_ns: int) -> dict[str, float]:
-        """What was seen, over all keys; `worst_window`, and `quota_used` since `since_ns`, are the highest of any."""
+        """
+        What was seen, over all keys.
+
+        `worst_window`, and `quota_used` and `longest_silence_s` since `since_ns`, are the highest of any key.
+        """
         seen = self._by_key.values()
         return {
             "limit": self.limit,
@@ -129,5 +139,8 @@ class Quotas:
             "accepted": sum(quota.accepted for quota in seen),
             "rejected": sum(quota.rejected for quota in seen),
             "quota_used": round(max((quota.used(since_ns, at_ns) for quota in seen), default=0.0), 4),
+            "longest_silence_s": round(
+                max((quota.longest_silence_s(since_ns, at_ns) for quota in seen), default=0.0), 4
+            ),
             "worst_window": max((quota.worst_window for quota in seen), default=0),
         }
