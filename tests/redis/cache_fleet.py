@@ -44,6 +44,15 @@ async def main():
 asyncio.run(main())
 """
 
+#: A job: loads, and brings what it is told.
+LEADER = """
+async def job(cache, redis, say, told):
+    async def load():
+        say("loading")
+        return await told()
+    say(await cache.get_or_set("k", load))
+"""
+
 
 class Worker:
     """One process."""

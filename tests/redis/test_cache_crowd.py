@@ -26,7 +26,7 @@ def nothing_is_left(cache: Cache) -> bool:
     core = cache._core
     return (
         not core.loads.flights
-        and not core.loads._events
+        and not core.loads.elsewhere._events
         and not core.tier._tickets
         and not core.reader._asking
         and not core.tags._asked

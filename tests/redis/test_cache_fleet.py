@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from functools import partial
 
-from cache_fleet import Fleet
+from cache_fleet import LEADER, Fleet
 
 from aegis.config import RedisConfig
-from aegis.redis import Cache
-from aegis.testing import FaultProxy
+from aegis.redis import Cache, Redis
+from aegis.testing import until
 
 CROWD = """
 async def job(cache, redis, say, told):
@@ -22,14 +23,6 @@ async def job(cache, redis, say, told):
     await told()
     values = await asyncio.gather(*(cache.get_or_set("k", load, dict) for _ in range(100)))
     say([sorted({value["pid"] for value in values}), len({id(value) for value in values})])
-"""
-
-LEADER = """
-async def job(cache, redis, say, told):
-    async def load():
-        say("loading")
-        return await told()
-    say(await cache.get_or_set("k", load))
 """
 
 FAILING = """
@@ -170,27 +163,39 @@ async def test_a_load_that_is_given_up_goes_to_who_waits(redis, valkey_server):
             assert await waiting == "second"
 
 
-async def test_a_lost_announcement_costs_no_lease(redis, valkey_server):
-    """The link that brings announcements goes deaf while we wait: that is noticed, and the value is found."""
-    async with FaultProxy(f"127.0.0.1:{valkey_server.port}") as proxy:
-        cache = Cache(redis, lease_s=10.0)
-        start = cache._core.tether.start
-        cache._core.tether.start = lambda: None
-        config, redis.config = redis.config, RedisConfig(url=proxy.url)  # only the feed takes the way of the proxy
-        start()
-        redis.config = config
-        with Fleet(valkey_server.url, lease_s=10.0) as fleet:
-            leader = fleet.start(LEADER)
-            assert await leader.said() == "loading"
-            waiting = asyncio.create_task(cache.get_or_set("k", lambda: "second", str))
-            while not cache.stats().waited or not cache.stats().local_trusted:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.3)  # those who asked before the feed was up have asked again
-            proxy.freeze()
-            leader.tell("first")
-            assert await leader.said() == "first"
+async def fail_after(gate: asyncio.Event) -> int:
+    await gate.wait()
+    return 1 // 0
+
+
+async def test_lost_announcements_cost_no_lease(redis, valkey_server):
+    """Nothing that is announced arrives: who waits for many keys finds them, by questions whose number is bounded."""
+    soon, later = [f"soon{n}" for n in range(50)], [f"later{n}" for n in range(50)]
+    gates = {key: asyncio.Event() for key in ("soon0", "later0")}
+
+    async def load_many(missing: list[str]) -> dict[str, str]:
+        await gates[missing[0]].wait()
+        return dict.fromkeys(missing, "first")
+
+    async with Redis(RedisConfig(url=valkey_server.url)) as second:
+        cache, leader = Cache(redis, lease_s=10.0), Cache(second, lease_s=10.0)
+        cache._core.tether._on_message = lambda *_: None
+        failing = asyncio.create_task(leader.get_or_set("fails", partial(fail_after, gates["soon0"]), error_ttl_s=60))
+        leading = [asyncio.create_task(leader.get_or_set_many(keys, load_many, str)) for keys in (later, soon)]
+        await until(lambda: leader.stats().loads == 101)
+        told = asyncio.create_task(cache.get_or_set("fails", lambda: 1))
+        waiting = [asyncio.create_task(cache.get_or_set_many(keys, lambda _: {}, str)) for keys in (later, soon)]
+        await until(lambda: cache.stats().waited == 101)
+        before, began = redis.stats().commands, time.monotonic()
+        await asyncio.sleep(0.3)
+        looks = (time.monotonic() - began) / 0.05 + 1
+        assert redis.stats().commands - before <= 32 * looks
+        for gate, keys, led, waited in zip(gates.values(), (soon, later), leading[::-1], waiting[::-1], strict=True):
+            gate.set()
             async with asyncio.timeout(5):
-                assert await waiting == "first"
+                assert await led == await waited == dict.fromkeys(keys, "first")
+                outcomes = await asyncio.gather(failing, told, return_exceptions=True)
+            assert [type(each) for each in outcomes] == [ZeroDivisionError] * 2
 
 
 async def test_a_delete_elsewhere_during_a_load_wins(redis, valkey_server):

@@ -340,7 +340,7 @@ async def test_after_a_change_elsewhere_nobody_boards_the_old_load(redis, what, 
     old, new = Gate("old"), Gate("new")
     new.open.set()
     await cache.get("warm")
-    while not cache._core.loads.announcing:
+    while not cache._core.tether.hears:
         await asyncio.sleep(0.001)
     before = asyncio.create_task(cache.get_or_set("k", old.load, str, tags=("t",)))
     await old.began.wait()

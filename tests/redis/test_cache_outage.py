@@ -10,12 +10,13 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
+from cache_fleet import LEADER, Fleet
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
 from aegis.errors import RedisError, RedisUnavailableError
 from aegis.redis import Cache, Redis
-from aegis.testing import FaultProxy
+from aegis.testing import FaultProxy, until
 
 
 @asynccontextmanager
@@ -27,23 +28,31 @@ async def behind_a_proxy(server, **options):
 
 
 async def timed(call) -> tuple[object, float]:
-    """What it returns, and how long that took."""
-    started = time.monotonic()
-    value = await call
-    return value, time.monotonic() - started
+    """What it returns, and how long that took, less what the loop was late: others use this machine, too."""
+    loop, started = asyncio.get_running_loop(), time.monotonic()
+    seen, late_s = started, 0.0
 
+    def look() -> None:
+        nonlocal seen, late_s, timer
+        now = time.monotonic()
+        late_s, seen = late_s + max(now - seen - 0.008, 0.0), now
+        timer = loop.call_later(0.005, look)
 
-async def until(condition, seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
+    timer = loop.call_later(0.005, look)
+    try:
+        value = await call
+    finally:
+        timer.cancel()
+        look()
+        timer.cancel()
+    return value, seen - started - late_s
 
 
 async def go_through(cache: Cache) -> None:
     """The promise: at most 250 ms once, then under 5 ms (the median of fifty; the machine is shared)."""
     value, first_s = await timed(cache.get_or_set("first", lambda: 1, int))
     assert value == 1
-    assert first_s < 0.25 + 0.03  # 30 ms for a busy test machine
+    assert first_s < 0.25
     assert cache.stats().state == "down"
     later = [await timed(cache.get_or_set(f"k{n}", lambda n=n: n, int)) for n in range(50)]
     assert [value for value, _ in later] == list(range(50))
@@ -97,7 +106,7 @@ async def test_hung_while_loading(valkey_server):
 
         value, seconds = await timed(cache.get_or_set("k", load, int))
         assert value == 1
-        assert seconds < 0.25 + 0.03
+        assert seconds < 0.25
 
 
 async def test_slow(valkey_server):
@@ -141,32 +150,33 @@ async def test_a_lease_of_unknown_outcome_is_given_back(valkey_server):
         await until(lambda: cache.stats().state == "down")
         assert await direct.execute("EXISTS", "aegis:lease:{k}") == 1
         proxy.slow(0.0)
-        await until(lambda: cache.stats().state == "up", 15)
+        await until(lambda: cache.stats().state == "up")
         value, seconds = await timed(Cache(direct, lease_s=10).get_or_set("k", lambda: 2, int))
         assert value == 2
         assert seconds < 5
 
 
-async def test_who_waits_for_another_process_goes_on_when_redis_is_lost(valkey_server):
-    """The lease of another is no reason to wait when nobody can tell us that it ended."""
-    async with (
-        behind_a_proxy(valkey_server, lease_s=10) as (cache, proxy),
-        Redis(RedisConfig(url=valkey_server.url)) as direct,
-    ):
-        other, gate = Cache(direct, lease_s=10), asyncio.Event()
-        leader = asyncio.create_task(other.get_or_set("k", gate.wait, bool))
-        while not await direct.execute("EXISTS", "aegis:lease:{k}"):
-            await asyncio.sleep(0.001)
-        waiting = asyncio.create_task(cache.get_or_set("k", lambda: False, bool))
-        await until(lambda: cache.stats().waited == 1)
-        proxy.refuse()
-        proxy.reset()
-        assert await cache.get("other") is None
-        value, seconds = await timed(waiting)
-        assert value is False
-        assert seconds < 1
-        gate.set()
-        assert await leader is True
+@pytest.mark.parametrize("how", ["hung", "lost"])
+async def test_who_waits_for_another_process_goes_on_without_redis(how):
+    """Nothing else asks Redis in this process: the waiter finds out himself, and loads after 250 ms at most."""
+    with EmbeddedValkey(port=0) as server, Fleet(server.url, lease_s=10) as fleet:
+        leader = fleet.start(LEADER)
+        assert await leader.said() == "loading"
+        async with Redis(RedisConfig(url=server.url)) as redis:
+            cache = Cache(redis, lease_s=10)
+            waiting = asyncio.create_task(cache.get_or_set("k", lambda: "own", str))
+            await until(lambda: cache.stats().waited and cache.stats().local_trusted)
+            os.kill(server.pid, signal.SIGSTOP if how == "hung" else signal.SIGKILL)
+            value, seconds = await timed(waiting)
+            assert value == "own"
+            assert seconds < 0.25
+            assert cache.stats().state == "down"
+            if how == "hung":
+                os.kill(server.pid, signal.SIGCONT)
+                await until(lambda: cache.stats().state == "up")
+                leader.tell("theirs")
+                assert await leader.said() == "theirs"
+                assert await cache.get("k", str) == "theirs"
 
 
 async def test_restarted():
@@ -218,7 +228,7 @@ async def test_busy():
             assert await cache.get_or_set("k", lambda: 1, int) == 1
             await other.execute("SCRIPT", "KILL", timeout=20)
             await asyncio.gather(endless, return_exceptions=True)
-            await until(lambda: cache.stats().state == "up", 10)
+            await until(lambda: cache.stats().state == "up")
             assert await cache.get_or_set("k", lambda: 2, int) == 2
 
 

@@ -16,7 +16,6 @@ process that was stopped and wakes up cannot either.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
@@ -31,6 +30,7 @@ from aegis.errors import CacheTypeError
 from aegis.redis._alone import Alone
 from aegis.redis._background import Background
 from aegis.redis._cache_stats import Counters, Lifetime, milliseconds
+from aegis.redis._elsewhere import Elsewhere
 from aegis.redis._envelope import Codec, encode, pack
 from aegis.redis._failure import Failures, rebuild, tell
 from aegis.redis._flight import Flight
@@ -64,7 +64,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Loads:
-    """The loads of one process. `announcing` says whether announcements arrive."""
+    """The loads of one process."""
 
     def __init__(
         self, shelf: Shelf, *, reader: Reader, tags: Tags, places: Places, counters: Counters, background: Background,
@@ -75,11 +75,10 @@ class Loads:
         self._lease_ms, self._jitter = int(lease_s * 1000), jitter
         self.flights: dict[str, Flight] = {}
         self.failures, self.alone = Failures(), Alone()
-        self.announcing = False
-        self._events: dict[str, set[asyncio.Event]] = {}
+        self.elsewhere = Elsewhere(shelf, background)
         self._aloft: set[asyncio.Task[Any]] = set()
         self._complained: set[str] = set()
-        shelf.outage.on_down, shelf.outage.on_up = self.wake_all, self.alone.clear
+        shelf.outage.on_down, shelf.outage.on_up = self.elsewhere.wake_all, self.alone.clear
 
     # --- boarding ---
 
@@ -124,44 +123,18 @@ class Loads:
             self.forget(flight.key)
         self.alone.forget_tag(tag)
 
-    # --- announcements ---
-
-    def announced(self, key: str) -> None:
-        """A load of this key ended somewhere, or its value changed."""
-        for event in self._events.get(key, ()):
-            event.set()
-
-    def wake_all(self) -> None:
-        """Announcements may have been missed: let everybody look."""
-        for key in tuple(self._events):
-            self.announced(key)
-
-    async def _announcement(self, event: asyncio.Event, left_ms: int) -> None:
-        limit_s = max(left_ms, 1) / 1000 + random.uniform(0.001, 0.02)
-        if not self.announcing:
-            limit_s = min(limit_s, random.uniform(0.05, 0.25))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit_s):
-                await event.wait()
-
     # --- flying ---
 
     async def _fly(self, flight: Flight, plan: Plan, seen: bytes) -> Copies:
-        key, event = flight.key, asyncio.Event()
-        events = self._events.setdefault(key, set())
-        events.add(event)
-        try:
-            return await self._get_or_load(flight, plan, seen, event)
-        except AbsentError:
-            raise
-        except Exception as exc:
-            if flight.background:
-                self._complain(key, exc)
-            raise
-        finally:
-            events.discard(event)
-            if not events and self._events.get(key) is events:
-                del self._events[key]
+        with self.elsewhere.listening(flight.key) as event:
+            try:
+                return await self._get_or_load(flight, plan, seen, event)
+            except AbsentError:
+                raise
+            except Exception as exc:
+                if flight.background:
+                    self._complain(flight.key, exc)
+                raise
 
     async def _get_or_load(self, flight: Flight, plan: Plan, seen: bytes, event: asyncio.Event) -> Copies:
         """Get the value from whoever has it, or load it."""
@@ -191,7 +164,7 @@ class Loads:
                 raise exc
             self._count.waited += not waited
             waited = True
-            await self._announcement(event, left_ms)
+            await self.elsewhere.wait(key, event, left_ms)
             plan.patience.renew()
 
     async def _ask_to_lead(self, key: str, token: bytes, seen: bytes, plan: Plan) -> tuple[Any, Generations | None]:

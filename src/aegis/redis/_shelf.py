@@ -244,6 +244,11 @@ class Shelf:
             self._doubt(key, token, reply)
         return reply
 
+    async def leases_stand(self, keys: Sequence[str], patience: Patience) -> list[Any]:
+        """For each key whether it is being loaded now, or UNANSWERED; after a load that failed it is not."""
+        states = await self.ask_all([("GETRANGE", self.lease_key(key), 0, 0) for key in keys], patience)
+        return [state if state is UNANSWERED else state in {b"0", b"1"} for state in states]
+
     async def store(self, key: str, token: bytes, envelope: bytes, ttl_ms: int, patience: Patience) -> Any:
         """cache_store.lua"""
         keys = [self.value_key(key), self.lease_key(key)]

@@ -26,6 +26,7 @@ class Tether:
         self._shelf, self._tier, self._loads, self._background = shelf, tier, loads, background
         self._feed: Feed | Feeds | None = None
         self.started = not shelf.enabled
+        self.hears = False  #: what has been announced since it last became true has arrived
         self._values, self._tags = shelf.values.encode(), shelf.generation_keys.encode()
 
     def start(self) -> None:
@@ -57,21 +58,22 @@ class Tether:
             await feed.close()
 
     def _on_up(self) -> None:
-        """Connected, not heard yet: what the tier holds may have changed while there was no connection."""
-        self._tier.distrust()
-
-    def _on_heard(self, sent_at: float) -> None:
-        if not self._loads.announcing:
-            self._loads.announcing = True
-            self._loads.failures.clear()
-            self._loads.wake_all()
-        self._tier.heard(sent_at)
+        """Connected, not heard yet. A primary that joins a cluster was never down: what was read of it may be old."""
+        self._distrust()
 
     def _on_down(self, why: str) -> None:
         del why
-        self._loads.announcing = False
+        self._distrust()
+
+    def _distrust(self) -> None:
+        self.hears = False
         self._tier.distrust()
-        self._loads.wake_all()
+
+    def _on_heard(self, sent_at: float) -> None:
+        if not self.hears:
+            self.hears = True
+            self._loads.failures.clear()  # that a key was set may have been missed
+        self._tier.heard(sent_at)
 
     def _on_message(self, channel: bytes, payload: Any) -> None:
         if channel != INVALIDATIONS:
@@ -79,10 +81,9 @@ class Tether:
             if told.startswith(WITHDRAWN):
                 self._loads.forget(told[1:])
                 self._tier.drop(told[1:])
-            self._loads.announced(told[1:])
+            self._loads.elsewhere.announced(told[1:])
         elif payload is None:  # FLUSHDB, or the server gave up on tracking single keys
             self._tier.clear()
-            self._loads.wake_all()
         else:
             self._changed(payload)
 
@@ -92,7 +93,7 @@ class Tether:
             if name.startswith(self._values):
                 key = name[len(self._values) + 1 : -1].decode(errors="replace")
                 keys.append(key)
-                self._loads.announced(key)
+                self._loads.elsewhere.announced(key)
             else:
                 tags.append(name[len(self._tags) :].decode(errors="replace"))
         self._tier.invalidated(keys, tags)

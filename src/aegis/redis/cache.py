@@ -5,9 +5,9 @@ Two tiers: decoded values in this process (`_tier.py`), which the server calls b
 encoded ones in Redis (`_shelf.py`, `_envelope.py`). What is in neither is loaded under a lease (`_loads.py`), by a task
 that outlives any single caller (`_flight.py`). When Redis does not answer, callers go on without it (`_outage.py`).
 
-    Cache -> Core -> Reader -> Tier                  a value that is there
-                  -> Loads -> Flight, Places -> Shelf    one that must be loaded
-                  -> many_*, inspect, keys               many at once (`_many.py`), looking in (`_look.py`)
+    Cache -> Core -> Reader -> Tier                                a value that is there
+                  -> Loads -> Flight, Places, Elsewhere -> Shelf  one that must be loaded, here or elsewhere
+                  -> many_*, inspect, keys                         many at once (`_many.py`), looking in (`_look.py`)
 
 Rejected: SET NX beside GET for the lock (a late holder overwrites), polling for it, timestamps for tags (clocks differ
 between hosts), pickle (runs code of whoever can write to Redis).

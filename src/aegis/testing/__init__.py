@@ -1,10 +1,12 @@
 """
-What you need to test a service that lives on sockets: a proxy that misbehaves, and real servers as pytest fixtures.
+What you need to test a service that lives on sockets: a proxy that misbehaves, waits for conditions, real servers.
 
-`FaultProxy` stands between a client and a real server. The fixtures are in `aegis.testing.fixtures`: name that module
-in `pytest_plugins` of your `conftest.py`. No room of aegis imports this one.
+`FaultProxy` stands between a client and a real server; `until` waits for what must become true. The servers are pytest
+fixtures in `aegis.testing.fixtures`: name that module in `pytest_plugins` of your `conftest.py`. No room of aegis
+imports this one.
 """
 
+from aegis.testing.conditions import until, until_sync
 from aegis.testing.proxy import Direction, FaultProxy
 
-__all__ = ["Direction", "FaultProxy"]
+__all__ = ["Direction", "FaultProxy", "until", "until_sync"]
