@@ -207,6 +207,25 @@ class RateLimitTimeoutError(AegisError, TimeoutError):
         return f"limit {self.limit!r} has no permit within {self.timeout_s:.3f} s; next in {self.retry_after_s:.3f} s"
 
 
+class RateLimitLayoutError(RedisError):
+    """
+    Another version of aegis keeps this limit on the same Redis in a layout that this one cannot read.
+
+    Nothing was read, granted or changed. Run one of the two versions; when none of the other is left, the limit's keys
+    expire by themselves, or `reset` them.
+    """
+
+    def __init__(self, limit: str, found: int, known: int) -> None:
+        super().__init__(limit, found, known)
+        self.limit, self.found, self.known = limit, found, known
+
+    def __str__(self) -> str:
+        return (
+            f"limit {self.limit!r} is kept in layout {self.found} by another version of aegis; this one knows layout "
+            f"{self.known} and granted nothing: run one version against this Redis"
+        )
+
+
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 

@@ -136,7 +136,8 @@ def test_one_process_gets_what_the_oracle_gives(valkey_server, rates, steps):
                 wrote = gone > 0
             else:
                 usage = await gate.peek()
-                assert usage.used == sum(d > now - rates[0][1] for d in due)
+                assert usage.used == sum(now - rates[0][1] < d <= now for d in due)
+                assert usage.remaining == max(0, rates[0][0] - sum(d > now - rates[0][1] for d in due))
                 assert usage.next_in == (earliest(due, now, 1, rates) - now) / 1e6
             if wrote:
                 last, skew = now, stepped

@@ -10,7 +10,7 @@ import heapq
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aegis.config import RedisConfig
@@ -171,6 +171,10 @@ def test_a_process_that_always_comes_late_holds_nobody_up(valkey_server):
     assert sum(between(process, 2, 29) for process in (late, *others)) >= 0.97 * 10 * 27
 
 
+@example(  # more urgent ones die with a long queue: the others come sooner than after all of it
+    limit=1,
+    crowd=[Process(1, Lane.URGENT, dies_us=1_000_000), Process(1), Process(11, Lane.URGENT, dies_us=1_000_000)],
+)
 @settings(max_examples=20, deadline=None)
 @given(
     limit=st.integers(1, 12),

@@ -11,8 +11,9 @@ from limit_fleet import worst_window
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
-from aegis.errors import RateLimitTimeoutError, RedisUnavailableError, ServerLostError
+from aegis.errors import RateLimitLayoutError, RateLimitTimeoutError, RedisUnavailableError, ServerLostError
 from aegis.redis import LocalShare, Rate, RateLimit, RateLimiter, Redis
+from aegis.redis._limit_gate import key_name
 from aegis.testing import Direction, FaultProxy
 
 LIMIT = RateLimit("weather", Rate(5, per=0.6), pad=0.05)
@@ -153,9 +154,9 @@ async def test_a_fresh_server_owes_nothing(redis):
 async def test_another_server_means_a_pause_also_for_those_who_never_saw_the_old_one(redis):
     """After a failover the state is there, written under another name: the newest part may be missing."""
     limit = RateLimit("failover", Rate(5, per=20), pad=0)
-    assert (await RateLimiter(redis).allow(limit)).allowed
-    [state] = [key for key in await redis.execute("KEYS", "*failover*") if key.endswith(b":state")]
-    await redis.execute("HSET", state, "server", "somebody else")
+    elsewhere = RateLimiter(redis)
+    elsewhere._server_names[redis.connection] = "somebody else"
+    assert (await elsewhere.allow(limit)).allowed
     newcomer = RateLimiter(redis)
     refused = await newcomer.allow(limit)
     assert not refused.allowed
@@ -256,3 +257,40 @@ async def test_a_changed_limit_counts_what_stands(redis):
     assert (await limiter.allow(longer)).retry_after > 590
     assert (await limiter.allow(RateLimit("changed", Rate(50, per=1), pad=0))).allowed
     assert (await limiter.peek(longer)).used == 13  # the longest window that was ever used decides what is remembered
+
+
+async def test_another_version_of_aegis_is_refused_and_left_alone(redis):
+    """Scripts of another layout: a typed error from every call, nothing granted, and what they wrote stays as it is."""
+    limit = RateLimit("versions", Rate(5, per=60))
+    limiter = RateLimiter(redis)
+    await limiter.allow(limit)
+    state = f"{key_name('aegis', limit, '')}:state"
+    newer = b"\x02" + (await redis.execute("GET", state))[1:] + b"and more"
+    await redis.execute("SET", state, newer)
+    calls = (limiter.allow, limiter.wait, limiter.peek, RateLimiter(redis).allow, lambda limit: limiter.hold(limit, 1))
+    for call in calls:
+        with pytest.raises(RateLimitLayoutError, match=r"'versions' is kept in layout 2 .* knows layout 1 and granted"):
+            await call(limit)
+    assert await redis.execute("GET", state) == newer
+    assert await redis.execute("LLEN", state.replace(":state", ":ring")) == 1
+    await limiter.reset(limit)
+    assert (await limiter.allow(limit)).allowed
+
+
+@pytest.mark.parametrize("lost", ["ring", "state"])
+async def test_half_of_the_keys_is_lost(redis, lost):
+    """Somebody deletes or evicts one of them: what the other one tells still counts, and it recovers."""
+    limit = RateLimit("evicted", Rate(5, per=0.2), Rate(50, per=1.0))
+    limiter, moments = RateLimiter(redis), []
+    for _ in range(3):
+        for _ in range(4):
+            if (await limiter.allow(limit)).allowed:
+                moments.append(time.monotonic())
+        await redis.execute("DEL", f"{key_name('aegis', limit, '')}:{lost}")
+        assert (await limiter.peek(limit)).used <= 5
+        for _ in range(8):
+            await limiter.wait(limit)
+            moments.append(time.monotonic())
+    assert worst_window(moments, 0.2) <= 5
+    for name in await redis.execute("KEYS", "*"):
+        assert await redis.execute("PTTL", name) > 0

@@ -72,7 +72,7 @@ async def _window(rt: Runtime, watched: Watched) -> dict[str, Any]:
         "label": watched.label,
         "limit": rate.limit,
         "per": rate.per,
-        "used": min(usage.used, rate.limit),  # permits taken ahead are counted too, but they are not in this window yet
+        "used": usage.used,
         "next_in": usage.next_in,
         "held_for": usage.held_for,
     }

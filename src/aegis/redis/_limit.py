@@ -93,7 +93,12 @@ class Decision(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """How a limit stands: permits used and left in the first rate's window, seconds to the next one, seconds held."""
+    """
+    How a limit stands: permits used and left in the first rate's window, seconds to the next one, seconds held.
+
+    `used` are those that are due, so it is never above the limit; `remaining` is without those that processes have
+    reserved for moments to come (`LimitStats.reserved` tells how many each of them has).
+    """
 
     used: int
     remaining: int
@@ -120,6 +125,7 @@ class LimitStats:
     allowed: int  #: by `allow`
     denied: int  #: by `allow`
     lanes: Mapping[Lane, LaneStats]  #: of `wait`
+    reserved: int  #: permits held here now, for moments to come
     late: int  #: permits not used because the process woke up too late
     returned: int  #: permits given back to the server, because nobody here waited any more
     server_calls: int

@@ -33,8 +33,8 @@ class Counts:
     held_until: float = 0.0  #: loop time
     lanes: tuple[LaneCounts, ...] = field(default_factory=lambda: tuple(LaneCounts() for _ in Lane))
 
-    def record(self, now: float) -> LimitStats:
-        """Freeze the numbers; `now` is loop time."""
+    def record(self, now: float, reserved: int) -> LimitStats:
+        """Freeze the numbers; `now` is loop time, `reserved` what the dispatchers of this limit hold."""
         return LimitStats(
             allowed=self.allowed,
             denied=self.denied,
@@ -42,6 +42,7 @@ class Counts:
                 lane: LaneStats(**{part.name: getattr(self.lanes[lane], part.name) for part in fields(LaneStats)})
                 for lane in Lane
             },
+            reserved=reserved,
             late=self.late,
             returned=self.returned,
             server_calls=self.server_calls,

@@ -22,6 +22,7 @@ from typing import Any
 from aegis.errors import (
     AegisError,
     ClosedError,
+    RateLimitLayoutError,
     RateLimitTimeoutError,
     RedisError,
     RedisUnavailableError,
@@ -78,6 +79,11 @@ class Dispatcher:
     def idle(self) -> bool:
         """Whether it may be forgotten: nobody waits, nothing is held, nothing is under way."""
         return not (self._asking or len(self._queue) or self._queue.slots or self._told or self._settling)
+
+    @property
+    def reserved(self) -> int:
+        """Permits held for moments to come."""
+        return self._queue.held
 
     # --- callers ---
 
@@ -261,7 +267,7 @@ class Dispatcher:
                 self._not_answered(exc, asked_at)
             else:
                 self._fail_all(exc)
-        except ClosedError as exc:
+        except (ClosedError, RateLimitLayoutError) as exc:
             self._fail_all(exc)
         else:
             self._trouble = None

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from aegis.errors import ServerLostError
+from aegis.errors import RateLimitLayoutError, RedisError, ServerLostError, ServerReplyError
 from aegis.redis._limit import Lane, RateLimit, Usage
 from aegis.redis._limit_clock import ServerClock
 from aegis.redis._limit_counts import Counts
@@ -23,10 +23,10 @@ from aegis.redis._shared import Argument
 from aegis.redis._waiters import Waiter
 from aegis.redis.client import Redis
 
-_TAKE = load_script("limit_rule", "limit_queue", "limit_take")
-_TURN = load_script("limit_rule", "limit_queue", "limit_turn")
-_RETURN = load_script("limit_rule", "limit_queue", "limit_return")
-_HOLD = load_script("limit_rule", "limit_hold")
+_TAKE = load_script("limit_rule", "limit_queue", "limit_take", "limit_save")
+_TURN = load_script("limit_rule", "limit_queue", "limit_turn", "limit_save")
+_RETURN = load_script("limit_rule", "limit_queue", "limit_return", "limit_save")
+_HOLD = load_script("limit_rule", "limit_hold", "limit_save")
 _PEEK = load_script("limit_rule", "limit_peek")
 SERVER_CLOCK = -1
 _PACKED_MAX = 256
@@ -111,7 +111,7 @@ class Gate:
         pace_us = micros(limit.pace.per + limit.pad)
         self._pause_us = min(max(self.windows_us), micros(limit.hold_max)) + self._horizons_us[Lane.URGENT]
         self._packed: dict[tuple[tuple[int, int], ...], bytes] = {}  # commands of `take_now`, by runs
-        self._packed_for: tuple[int, str, int] = (0, "", 0)
+        self._packed_for: tuple[Argument, ...] = ()
         pairs: list[int] = []
         for rate, window_us in zip(limit.rates, self.windows_us, strict=True):
             pairs += (rate.limit, window_us)
@@ -124,8 +124,8 @@ class Gate:
 
     async def take(self, runs: Sequence[tuple[int, int]], timeout: float | None = None) -> list[Took]:
         """Take for callers who do not wait; `runs` are how many, and what each of them asks for."""
-        reply = await self._run(_TAKE, [number for run in runs for number in run], timeout)
-        return [Took(*reply[at : at + 3]) for at in range(0, len(reply), 3)]
+        reply = await self._run(_TAKE, "", [number for run in runs for number in run], timeout)
+        return took_of(runs, reply)
 
     def before_write(self, call: Callable[[], None]) -> bool:
         """Call it when what this turn of the loop has to say is written; False when there is no connection."""
@@ -136,7 +136,7 @@ class Gate:
         server = self._watch.known
         if server.connection != self._redis.connection_for(self.keys[0]):
             return False
-        head = (self.now_us, server.name, self._moved(server))
+        head = (self.now_us, server.name, self._moved(server), "")
         if head != self._packed_for or len(self._packed) > _PACKED_MAX:
             self._packed_for = head
             self._packed.clear()
@@ -153,14 +153,14 @@ class Gate:
 
     async def turn(self, asks: Sequence[LaneAsk], timeout: float | None = None) -> Turn:
         """Say what this process waits for, and hear what it gets; it is not waiting any more in lanes not named."""
-        args: list[Argument] = [self.me, self._horizons_us[Lane.URGENT]]
+        args: list[Argument] = [self._horizons_us[Lane.URGENT]]
         for ask in asks:
             args += [int(ask.lane), self._horizons_us[ask.lane], ask.permits, len(ask.runs)]
             args += [number for run in ask.runs for number in run]
         await self._watch.ask()  # so that it does not count as part of the round trip
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
-        now_us, skew_us, held_us, grants, told, refused = await self._run(_TURN, args, timeout)
+        now_us, skew_us, held_us, grants, told, refused = await self._run(_TURN, self.me, args, timeout)
         self.clock.learn(now_us, skew_us, asked_at, loop.time())
         return Turn(
             now_us,
@@ -176,20 +176,21 @@ class Gate:
 
     async def give_back(self, grants: Sequence[Grant], leaving: Sequence[Lane], timeout: float | None = None) -> int:
         """Give back what is not due yet, leave these lanes; who is next in line is told. Returns permits taken back."""
-        args: list[Argument] = [self.me, self._publish, len(leaving), *(int(lane) for lane in leaving)]
+        args: list[Argument] = [self._publish, len(leaving), *(int(lane) for lane in leaving)]
         args += [number for grant in grants for number in (int(grant.lane), grant.due_us, grant.permits)]
-        taken: int = await self._run(_RETURN, args, timeout, more_keys=(self.channel,))
+        taken: int = await self._run(_RETURN, self.me, args, timeout, more_keys=(self.channel,))
         return taken
 
     async def hold(self, seconds: float) -> float:
         """Pause everybody; returns the seconds until the hold ends."""
-        left_us: int = await self._run(_HOLD, [micros(seconds), self._publish], more_keys=(self.channel,))
+        left_us: int = await self._run(_HOLD, "", [micros(seconds), self._publish], more_keys=(self.channel,))
         return left_us / 1e6
 
     async def peek(self) -> Usage:
         """How the limit stands."""
-        used, next_us, held_us = await self._run(_PEEK, ())
-        return Usage(used, max(0, self.limit.rates[0].limit - used), next_us / 1e6, held_us / 1e6)
+        used, reserved, next_us, held_us = await self._run(_PEEK, "", ())
+        left = max(0, self.limit.rates[0].limit - used - reserved)
+        return Usage(used, left, next_us / 1e6, held_us / 1e6)
 
     async def reset(self) -> None:
         """Forget everything; everybody who waits asks anew."""
@@ -199,6 +200,7 @@ class Gate:
     async def _run(
         self,
         script: Script,
+        me: str,
         args: Sequence[Argument],
         timeout: float | None = None,
         *,
@@ -206,17 +208,34 @@ class Gate:
     ) -> Any:
         server = await self._watch.ask()
         self._counts.server_calls += 1
-        head: tuple[Argument, ...] = (self.now_us, server.name, self._moved(server), *self._numbers)
-        reply = await self._redis.run(script, (*self.keys, *more_keys), [*head, *args], timeout=timeout)
+        head: tuple[Argument, ...] = (self.now_us, server.name, self._moved(server), me, *self._numbers)
+        try:
+            reply = await self._redis.run(script, (*self.keys, *more_keys), [*head, *args], timeout=timeout)
+        except ServerReplyError as exc:
+            raise self.refusal(exc) from None
         if self._redis.connection_for(self.keys[0]) != server.connection:
             # Given before the connection was lost, sent over the next one: perhaps to a server that is not the named.
-            raise ServerLostError(self._redis.config.address, script.name, "answered over another connection")
+            raise ServerLostError(self._redis.config.address, "EVALSHA", "answered over another connection")
         return reply
+
+    def refusal(self, exc: ServerReplyError) -> RedisError:
+        """What the scripts' own refusal means; any other stays what it is."""
+        if exc.code != "LAYOUT":
+            return exc
+        _, found, _, _, known = exc.message.split()
+        return RateLimitLayoutError(self.limit.name, int(found), int(known))
 
     def _moved(self, server: Server) -> int:
         """1 while a server that lost its memory may owe a pause for what its predecessor granted."""
         since = server.since
         return int(since > 0 and asyncio.get_running_loop().time() < since + self._pause_us / 1e6)
+
+
+def took_of(runs: Sequence[tuple[int, int]], reply: int | list[int]) -> list[Took]:
+    """What a reply to `take` says of each run: a plain number is what is left when everybody was served."""
+    if isinstance(reply, int):
+        return [Took(runs[0][0], reply, 0)]
+    return [Took(*reply[at : at + 3]) for at in range(0, len(reply), 3)]
 
 
 def micros(seconds: float) -> int:

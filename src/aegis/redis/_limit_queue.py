@@ -53,7 +53,7 @@ class WaitQueue:
         self._odd = 0  # waiters that a single run cannot describe: another cost than 1
         self._open: set[Waiter] = set()  # those not answered yet
         self.slots: deque[Slot] = deque()  # by due time
-        self._held = 0  # permits in the slots
+        self.held = 0  # permits in the slots
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes))
@@ -110,13 +110,13 @@ class WaitQueue:
             self.slots = deque(sorted((*self.slots, slot), key=lambda each: each.due))
         else:
             self.slots.append(slot)
-        self._held += slot.permits
+        self.held += slot.permits
 
     def take_due(self, now: float) -> Slot | None:
         """The next slot that is due, out of the queue."""
         if self.slots and self.slots[0].due <= now:
             slot = self.slots.popleft()
-            self._held -= slot.permits
+            self.held -= slot.permits
             return slot
         return None
 
@@ -137,7 +137,7 @@ class WaitQueue:
     def surplus(self) -> list[Slot]:
         """Take out the permits that nobody here would use: the latest, or those too few for who is next."""
         if self._odd == 0:
-            return self._cut(self._held - sum(self._wanted))
+            return self._cut(self.held - sum(self._wanted))
         waiters, left = iter(self), []
         waiter = next(waiters, None)
         for slot in self.slots:
@@ -153,7 +153,7 @@ class WaitQueue:
 
     def drop_all(self) -> list[Slot]:
         """Take out every slot."""
-        slots, self.slots, self._held = list(self.slots), deque(), 0
+        slots, self.slots, self.held = list(self.slots), deque(), 0
         return slots
 
     def drop_before(self, due_us: int) -> list[Slot]:
@@ -161,7 +161,7 @@ class WaitQueue:
         early = [slot for slot in self.slots if slot.grant.due_us < due_us]
         if early:
             self.slots = deque(slot for slot in self.slots if slot.grant.due_us >= due_us)
-            self._held = sum(slot.permits for slot in self.slots)
+            self.held = sum(slot.permits for slot in self.slots)
         return early
 
     def _cut(self, permits: int) -> list[Slot]:
@@ -172,20 +172,20 @@ class WaitQueue:
             cut.append(Slot(slot.due, slot.grant, part))
             slot.permits -= part
             permits -= part
-            self._held -= part
+            self.held -= part
             if not slot.permits:
                 self.slots.pop()
         return cut
 
     def _drop_empty(self) -> None:
         self.slots = deque(slot for slot in self.slots if slot.permits)
-        self._held = sum(slot.permits for slot in self.slots)
+        self.held = sum(slot.permits for slot in self.slots)
 
     # --- what is still to be asked for ---
 
     def uncovered(self) -> list[int]:
         """Permits waited for, by lane, beyond those that are held. Call `surplus` before."""
-        held, missing = self._held, []
+        held, missing = self.held, []
         for wanted in self._wanted:
             missing.append(max(0, wanted - held))
             held = max(0, held - wanted)
@@ -194,7 +194,7 @@ class WaitQueue:
     def asks(self, now: float) -> tuple[list[LaneAsk], list[list[list[Waiter]]]]:
         """What to ask the server, and who stands behind each run of it."""
         asks, behind = [], []
-        held = self._held
+        held = self.held
         for lane, missing in zip(Lane, self.uncovered(), strict=True):
             if missing:
                 runs, waiters = self._runs(lane, held, now)

@@ -28,7 +28,7 @@ from aegis.errors import (
 from aegis.redis._flight import fresh
 from aegis.redis._limit import Decision
 from aegis.redis._limit_counts import Counts
-from aegis.redis._limit_gate import Gate, Took
+from aegis.redis._limit_gate import Gate, Took, took_of
 from aegis.redis._local_share import PATIENCE_S, Fallback
 from aegis.redis._waiters import LinkLostError, Pending, Reply
 
@@ -110,7 +110,7 @@ class Takes:
         if str(reply).startswith("NOSCRIPT"):
             self._spawn(self.ask_slowly(batch))
         else:
-            batch.fail(ServerReplyError("EVALSHA", str(reply)))
+            batch.fail(self._gate.refusal(ServerReplyError("EVALSHA", str(reply))))
 
     def count(self, allowed: int, denied: int) -> None:
         """For the statistics."""
@@ -137,10 +137,14 @@ class _Batch:
 
     def set_result(self, reply: Reply) -> None:
         """The reply is here; called outside of any task, so the callers are woken directly."""
-        if type(reply) is ReplyError:
+        if type(reply) is int and len(self.callers) == 1:  # the most frequent case, without a list and a loop
+            self._answered = True
+            self.takes.count(1, 0)
+            self.callers[0].set_result(_new(Decision, (True, reply, 0.0)))
+        elif type(reply) is ReplyError:
             self.takes.refused(self, reply)
-            return
-        self.wake(self._decisions(reply))
+        else:
+            self.wake(self._decisions(took_of(self.runs, reply)))
 
     def set_exception(self, exc: BaseException) -> None:
         """The link was lost, or time is over."""
@@ -163,8 +167,7 @@ class _Batch:
 
     def answer(self, took: list[Took]) -> None:
         """As `set_result`, from within a task: callers are woken in the loop's next turn."""
-        decisions = self._decisions([number for each in took for number in each])
-        asyncio.get_running_loop().call_soon(self.wake, decisions)
+        asyncio.get_running_loop().call_soon(self.wake, self._decisions(took))
 
     def fail(self, exc: AegisError) -> None:
         """Every caller gets the error, each a copy of its own."""
@@ -173,16 +176,11 @@ class _Batch:
             if not pending.done():
                 pending.set_exception(fresh(exc))
 
-    def _decisions(self, reply: list[int]) -> list[Decision]:
+    def _decisions(self, took: list[Took]) -> list[Decision]:
         decisions: list[Decision] = []
-        at = 0
-        for callers, cost in self.runs:
-            served, left, retry_us = reply[at : at + 3]
-            at += 3
-            left += served * cost
-            for _ in range(served):
-                left -= cost
-                decisions.append(_new(Decision, (True, left, 0.0)))
+        for (callers, cost), (served, left, retry_us) in zip(self.runs, took, strict=True):
+            later = range((served - 1) * cost, -1, -cost)  # what those who come after each of them took
+            decisions += [_new(Decision, (True, left + more, 0.0)) for more in later]
             if served < callers:
                 decisions += [Decision(False, left, retry_us / 1e6)] * (callers - served)
         return decisions

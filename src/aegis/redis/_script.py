@@ -17,7 +17,7 @@ class Script:
 
 
 def load_script(*names: str) -> Script:
-    """The script in `scripts/{name}.lua`; of several, those before the last hold what it shares with others."""
+    """The script in `scripts/{name}.lua`; of several, their texts in this order: what scripts share stands once."""
     folder = resources.files("aegis.redis").joinpath("scripts")
     source = b"".join(folder.joinpath(f"{name}.lua").read_bytes() for name in names)
-    return Script(names[-1], source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+    return Script("+".join(names), source, hashlib.sha1(source, usedforsecurity=False).hexdigest())

@@ -128,6 +128,7 @@ class RateLimiter:
             RateLimitTimeoutError: they cannot be had within `timeout`; raised as soon as that is known, nothing was
                 consumed.
             ServerReplyError: the server refuses for good (it forbids the script); nothing was consumed.
+            RateLimitLayoutError: another version of aegis keeps this limit; nothing was consumed.
             ClosedError: the `Redis` is closed, or was closed meanwhile.
         """
         _check_cost(limit, cost)
@@ -193,7 +194,10 @@ class RateLimiter:
             now = asyncio.get_running_loop().time()
         except RuntimeError:  # asked after the loop has ended: nothing is held any more
             now = float("inf")
-        return total({name: counts.record(now) for name, counts in self._counts.items()})
+        reserved = dict.fromkeys(self._counts, 0)
+        for (limit, _), dispatcher in self._dispatchers.items():
+            reserved[limit.name] += dispatcher.reserved
+        return total({name: counts.record(now, reserved[name]) for name, counts in self._counts.items()})
 
     # --- what belongs to one limit and key ---
 

@@ -1,11 +1,10 @@
 -- `wait`: one process says what its callers wait for, takes its turn, and is told when to come back for the rest.
--- Comes after limit_rule.lua and limit_queue.lua.
--- ARGV[own]    me: the process
--- ARGV[own+1]  how long a starving lane may look ahead, µs
--- ARGV[own+2..]  for each lane with demand, most urgent first: lane 0 to 2; horizon in µs; demand in permits; number of
+-- Comes between limit_queue.lua and limit_save.lua.
+-- ARGV[own]    how long a starving lane may look ahead, µs
+-- ARGV[own+1..]  for each lane with demand, most urgent first: lane 0 to 2; horizon in µs; demand in permits; number of
 --              runs; and the runs, which describe the head of its queue: callers, cost of each, patience in µs (-1: any).
 --              Lanes that are not named have no demand: there this process is not waiting any more.
--- returns  {now, skew, µs until the hold ends,
+-- answers  {now, skew, µs until the hold ends,
 --           slots: lane, µs until due, permits; ...
 --           lanes: lane, permits still waited for, µs until it shall come back, µs until the first and the last of them
 --                  are due if nobody else takes any; ...
@@ -17,15 +16,11 @@
 -- told when to come. More urgent lanes come first; but a lane that STARVED permits have passed by has the next one.
 local STARVED = 20
 local SOON = 5000 -- nobody is told to come back sooner than this, µs
-local me, farthest = ARGV[own], tonumber(ARGV[own + 1])
-local credit = tonumber(ARGV[5])
-
-local others, mine = read_turns(me)
-local counts = call('HMGET', state, 'passed1', 'passed2')
-local passed = { 0, tonumber(counts[1] or 0), tonumber(counts[2] or 0) }
+local farthest, credit = tonumber(ARGV[own]), tonumber(ARGV[6])
+local passed = { 0, passed1, passed2 }
 
 -- What this process asks for, by lane; what cannot be met in time is refused before anything is written.
-local asks, refused, position, at = {}, {}, 0, own + 2
+local asks, refused, position, at = {}, {}, 0, own + 1
 while ARGV[at] do
   local lane = tonumber(ARGV[at]) + 1
   local ask = { horizon = tonumber(ARGV[at + 1]), demand = tonumber(ARGV[at + 2]), runs = {} }
@@ -78,18 +73,21 @@ local function virtual_of(lane)
   for _, other in ipairs(others[lane]) do most = max(most or other.virtual, other.virtual) end
   if not most then return mine[lane] or 0 end
   for _, other in ipairs(others[lane]) do
-    if not other.waits and other.virtual <= most - credit then call('HDEL', turns, (lane - 1) .. other.id) end
+    if not other.waits and other.virtual <= most - credit then
+      call('HDEL', turns, (lane - 1) .. other.id)
+      born = true -- it may have been the last one: then the hash is gone, and its life with it
+    end
   end
   return max(mine[lane] or most - credit, most - credit)
 end
 
 local wanted = {}
-for lane = 1, 3 do wanted[lane] = demand_of(others[lane]) + (asks[lane] and asks[lane].demand or 0) end
+for lane = 1, 3 do wanted[lane] = demands[lane] + (asks[lane] and asks[lane].demand or 0) end
 local function starving(lane)
   return passed[lane] >= STARVED and wanted[lane] > 0
 end
 
-local slots, lanes, taken, latest = {}, {}, 0, now
+local slots, lanes = {}, {}
 for lane = 1, 3 do
   local ask = asks[lane]
   if ask and ask.demand > 0 then
@@ -119,7 +117,7 @@ for lane = 1, 3 do
       end
     end
     local left = ask.demand - got
-    taken, virtual, wanted[lane] = taken + got, virtual + got, wanted[lane] - got
+    virtual, wanted[lane] = virtual + got, wanted[lane] - got
     if got > 0 then
       passed[lane] = 0
       for other = lane + 1, 3 do
@@ -136,24 +134,21 @@ for lane = 1, 3 do
       back = due_of(place) - ask.horizon
       local urgent = 0
       for other = 1, lane - 1 do urgent = urgent + wanted[other] end
-      if urgent > 0 then back = min(back, due_of(max(0, STARVED - passed[lane]) + cost) - farthest) end
+      if urgent > 0 then -- it may starve; or those before it are dead, which shows when they do not come
+        back = min(back, due_of(max(0, STARVED - passed[lane]) + cost) - farthest, now + tonumber(ARGV[7]))
+      end
       back = max(SOON, back - now)
       for _, number in ipairs({ lane - 1, left, back, due_of(1) - now, due_of(left) - now }) do
         lanes[#lanes + 1] = number
       end
     end
-    latest = max(latest, now + back)
-    write_turn(lane, me, virtual, left, now + back)
+    if back > 0 then crowd = max(crowd, now + back + GRACE) end
+    changed = true
+    write_turn(lane, virtual, left, now + back)
   elseif mine[lane] then
-    write_turn(lane, me, mine[lane], 0, now)
+    write_turn(lane, mine[lane], 0, now)
   end
 end
 
-if taken > 0 then trim(taken) end
-if #lanes > 0 or taken > 0 or disturbed then
-  save()
-  call('HSET', state, 'passed1', passed[2], 'passed2', passed[3])
-  if latest > now then call('HSET', state, 'crowd', text(max(crowd, latest + GRACE))) end
-  call('PEXPIRE', turns, text(ceil((max(latest, newest, held) - now + widest) / 1000) + 1000))
-end
-return { now, skew, max(0, held - now), slots, lanes, refused }
+passed1, passed2 = passed[2], passed[3]
+local reply = { now, skew, max(0, held - now), slots, lanes, refused }
