@@ -327,9 +327,9 @@ async def test_closing_a_pool_whose_connect_has_not_begun_leaves_nothing():
 
 
 async def test_closing_while_a_caller_asks_a_connection_tells_him():
-    """He does not join a line that nobody serves any more."""
+    """He does not join a line that nobody serves any more, and closing does not wait for what he found dead."""
     driver = Steps()
-    pool = Pool(DatabaseConfig(max_conns=2, min_conns=0), driver)
+    pool = Pool(DatabaseConfig(max_conns=2, min_conns=0, close_timeout=3600), driver)
     pool._open = True
     pool._supply.start()
     first = asyncio.create_task(pool.acquire())

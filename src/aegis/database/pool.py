@@ -205,8 +205,7 @@ class Pool:
     def release(self, lease: Lease) -> None:
         """Give it back. What is closed, broken, expired or in a transaction is replaced. Never awaits."""
         now, count = self._clock(), self._count
-        self._held.remove(lease, now)
-        self._released.set()
+        self._let_go(lease, now)
         if lease.conn.is_closed():
             count.lost += 1
             self._supply.grow()
@@ -226,6 +225,11 @@ class Pool:
             self._spawn_closing(self._reset(lease), lease)
         else:
             self._give(lease, now)
+
+    def _let_go(self, lease: Lease, now: float) -> None:
+        """Nobody holds it any more, which `close` may be waiting for."""
+        self._held.remove(lease, now)
+        self._released.set()
 
     async def _idle_and_alive(self) -> Lease | None:
         """The freshest idle connection that answers. Silence condemns the rest: they are older and as costly to ask."""
@@ -247,7 +251,7 @@ class Pool:
             async with asyncio.timeout(_PING_TIMEOUT_S):
                 await self.driver.ping(lease.conn)
         except Exception as exc:  # noqa: BLE001 - whatever a ping raises, the answer is no
-            self._held.remove(lease, self._clock())
+            self._let_go(lease, self._clock())
             silent = [lease, *self._idle] if isinstance(exc, TimeoutError) else [lease]
             self._idle = [other for other in self._idle if other not in silent]
             for other in silent:
