@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import aiohttp
 import pytest
@@ -52,10 +53,13 @@ async def test_scripts_and_styles_come_from_here_and_nowhere_else():
         assert "unsafe" not in headers["Content-Security-Policy"]
         for forbidden in ("http://", "https://", "<style", "style=", "onclick"):
             assert forbidden not in text
-        for name in ("app.js", "charts.js", "style.css"):
-            status, _, script = await get(f"{page.url}{name}")
-            assert status == 200
+        linked = {name for name in re.findall(r'(?:src|href)="([^#"]+)"', text) if not name.startswith("data:")}
+        assert {"app.js", "style.css"} <= linked
+        while linked:
+            status, headers, script = await get(f"{page.url}{linked.pop()}")
+            assert (status, headers["X-Content-Type-Options"]) == (200, "nosniff")
             assert "https://" not in script
+            linked |= set(re.findall(r'from "\./([^"]+)"', script))
         assert (await get(f"{page.url}secrets.txt"))[0] == 404
 
 
@@ -115,9 +119,14 @@ async def test_a_page_that_is_opened_late_has_its_charts(scene):
         await scene.quote("005930", "삼성전자", price, 0)
         await scene.rt.bus.flush()
         async with asyncio.timeout(20):
-            while scene.page._live.history.as_data().get("005930", [None])[-1] != price:
+            while scene.page._live.history.as_data(0.0)["prices"].get("005930", [None])[-1] != price:
                 await asyncio.sleep(0.02)
-    assert json.loads((await get(f"{scene.page.url}history.json"))[2]) == {"005930": [100, 101, 99]}
+    await scene.take_permits(5)
+    await until(scene.page, lambda seen: any(limit["name"] == "kis" for limit in seen.get("limits", ())))
+    seen = json.loads((await get(f"{scene.page.url}history.json"))[2])
+    assert seen["prices"] == {"005930": [100, 101, 99]}
+    assert {"kis", "dart", "naver"} <= seen["limits"].keys()
+    assert all(age >= 0 and 0 <= share <= 1 for shares in seen["limits"].values() for age, share in shares)
 
 
 def test_history_is_bounded_and_takes_what_is_a_price():
@@ -129,10 +138,18 @@ def test_history_is_bounded_and_takes_what_is_a_price():
         history.note("b", value)
     for number in range(6000):
         history.note(f"key {number}", {"price": 1})
-    data = history.as_data()
+    data = history.as_data(0.0)["prices"]
     assert data["a"] == list(range(40, 100))
     assert "b" not in data
     assert len(data) == 5000
+
+
+def test_the_history_of_a_limit_is_the_last_minute_and_what_held_before():
+    """Each change once, with its age; of those before, only the one that the minute begins with."""
+    history = History()
+    for at, used in ((0, 1), (10, 2), (30, 2), (50, 4), (100, 0)):
+        history.note_limits([{"name": "mine", "used": used, "limit": 4}], now=at)
+    assert history.as_data(now=105)["limits"] == {"mine": [(95, 0.5), (55, 1.0), (5, 0.0)]}
 
 
 def test_paper_accounts_show_their_own_limit(config):

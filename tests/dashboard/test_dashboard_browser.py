@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
 
 import pytest
 from browser import found, opened
@@ -11,6 +14,8 @@ from dashboard_scene import API_KEY, APP_KEY
 from aegis.config import Config
 from aegis.dashboard import Dashboard
 from aegis.embedded import EmbeddedValkey, free_port
+from aegis.redis import Lane
+from aegis.telemetry import Vital, vitals_bus
 from aegis.upstream import KIS_RATE_LIMIT
 
 pytestmark = [
@@ -19,6 +24,9 @@ pytestmark = [
 ]
 PRICE = "document.querySelector('[data-code=\"005930\"] .price')?.textContent"
 LIMIT = "document.querySelector('[data-limit=\"kis\"]')"
+USED = f"{LIMIT}?.querySelector('[role=meter]').getAttribute('aria-valuenow')"
+LANES = f"[...{LIMIT}.querySelectorAll('.lanes li')].map((li) => li.textContent).join()"
+LANE = {"waiting": 0, "granted": 0, "refused": 0, "timed_out": 0, "cancelled": 0, "waited_s": 0.0}
 
 
 async def test_a_price_changes_and_a_limit_fills(scene):
@@ -29,28 +37,75 @@ async def test_a_price_changes_and_a_limit_fills(scene):
         row = await page.ask(
             "[...document.querySelectorAll('[data-code=\"005930\"] > *')].map((cell) => cell.textContent)"
         )
-        assert row[:5] == ["005930", "삼성전자", "75,800", "▼ -200", "-0.26"]
+        assert row[:5] == ["005930", "삼성전자", "75,800", "▼ 200", "-0.26"]
         await scene.quote("005930", "삼성전자", 76_100, 100)
         await page.until(f"{PRICE} === '76,100'")
         assert await page.ask("document.querySelector('[data-code=\"005930\"] .price').dataset.way") == "up"
         points = "document.querySelector('[data-code=\"005930\"] polyline').getAttribute('points').split(' ').length"
         assert await page.ask(points) == 2
 
-        await page.until(f"{LIMIT}?.querySelector('meter').value === 0")
-        taking = asyncio.create_task(keep_full(scene))
-        await page.until(f"{LIMIT}.querySelector('meter').value === 5 && {LIMIT}.dataset.state === 'full'")
-        assert (await page.ask(f"{LIMIT}.querySelector('.count').textContent")).startswith("5 of 5")
-        taking.cancel()
-        await page.until(f"{LIMIT}.querySelector('meter').value === 0")
-        await scene.rt.limiter.hold(KIS_RATE_LIMIT, 30, key=APP_KEY)
-        await page.until(f"{LIMIT}.textContent.includes('held by the upstream for 2')")
+        await page.until(f"{USED} === '0'")
+        async with keeping_full(scene):
+            await page.until(f"{USED} === '5' && {LIMIT}.dataset.state === 'full'")
+            assert (await page.ask(f"{LIMIT}.querySelector('.count').textContent")).startswith("5 of 5")
+        await page.until(f"{USED} === '0'")
+        await scene.rt.limiter.hold(KIS_RATE_LIMIT, 60, key=APP_KEY)
+        await page.until(f"{LIMIT}.dataset.state === 'held' && {LIMIT}.textContent.includes('held by the upstream, ')")
         assert page.errors == []
 
 
-async def keep_full(scene) -> None:
-    while True:
-        await scene.take_permits(5)
-        await asyncio.sleep(0.05)
+@contextlib.asynccontextmanager
+async def keeping_full(scene) -> AsyncIterator[None]:
+    """Somebody else takes every permit of KIS at once, for as long as the block lasts."""
+
+    async def keep_full() -> None:
+        while True:
+            await scene.take_permits(5)
+            await asyncio.sleep(0.05)
+
+    taking = asyncio.create_task(keep_full())
+    yield
+    taking.cancel()
+    await asyncio.gather(taking, return_exceptions=True)
+
+
+async def test_who_waits_is_in_the_lane_and_a_process_that_dies_is_gone(scene):
+    """Each waiter in its lane, with the process's name, for as long as it waits; a killed process waits for nothing."""
+    async with opened(scene.page.url) as page:
+        await page.until(f"{LIMIT}?.querySelector('.who').textContent === 'nobody waits'")
+        await scene.rt.limiter.hold(KIS_RATE_LIMIT, 60, key=APP_KEY)
+        lanes = (Lane.URGENT, Lane.BULK, Lane.BULK)
+        waiters = [asyncio.create_task(scene.rt.limiter.wait(KIS_RATE_LIMIT, key=APP_KEY, lane=lane)) for lane in lanes]
+        await page.until(f"{LANES} === 'urgent 1,normal 0,bulk 2'")
+        await page.until(f"{LIMIT}.querySelector('.who').textContent.includes('waiting in collector 7: 3')")
+        for waiter in waiters:
+            waiter.cancel()
+        await asyncio.gather(*waiters, return_exceptions=True)
+        await page.until(f"{LANES} === 'urgent 0,normal 0,bulk 0'")
+
+        async with told_by_another(scene):
+            await page.until(f"{LANES} === 'urgent 0,normal 4,bulk 0'")
+        killed = "[...document.querySelectorAll('#processes li')].find((li) => li.textContent.includes('killed'))"
+        await page.until(f"{killed}.dataset.state === 'gone' && {LANES} === 'urgent 0,normal 0,bulk 0'")
+        assert "gone; last heard" in await page.ask(f"{killed}.textContent")
+        assert page.errors == []
+
+
+@contextlib.asynccontextmanager
+async def told_by_another(scene) -> AsyncIterator[None]:
+    """Another process, in which four wait, tells so until the block is left; then it is silent, as if it was killed."""
+    stats = {"limiter": {"limits": {"kis": {"lanes": {"0": LANE, "1": LANE | {"waiting": 4}, "2": LANE}}}}}
+    async with vitals_bus(scene.rt.redis, scene.rt.config.key_prefix) as bus:
+
+        async def tell() -> None:
+            while True:
+                await bus.publish("process:killed", Vital("killed", 1, time.time(), 0.2, stats))
+                await asyncio.sleep(0.1)
+
+        telling = asyncio.create_task(tell())
+        yield
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
 
 
 async def test_everything_else_is_shown_and_nothing_comes_from_elsewhere(scene, config):

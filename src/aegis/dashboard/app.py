@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import resources
+from pathlib import PurePath
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,13 +28,13 @@ from aegis.errors import OutboxFullError, PortTakenError, UnsentTicksError
 from aegis.gateway import Access, Gateway
 from aegis.redis import Update
 from aegis.runtime import Runtime
-from aegis.telemetry import vitals_bus
+from aegis.telemetry import KEEP_S, vitals_bus
 
 log = logging.getLogger("aegis.dashboard")
 
 _CLOSE_TIMEOUT_S = 0.5
 _TELL_TIMEOUT_S = 0.5
-_STATIC = {"app.js": "text/javascript", "charts.js": "text/javascript", "style.css": "text/css"}
+_KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html"}
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -56,7 +58,7 @@ class Dashboard:
     def __init__(self, port: int) -> None:
         self._port = port
         static = resources.files("aegis.dashboard").joinpath("static")
-        self._files = {name: static.joinpath(name).read_bytes() for name in ("index.html", *_STATIC)}
+        self._files = {file.name: file.read_bytes() for file in static.iterdir()}
         self._access = Access()
         self._runner: web.AppRunner | None = None
         self._live: _Live | None = None
@@ -64,7 +66,7 @@ class Dashboard:
     async def __aenter__(self) -> Self:
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/", self._page)
-        for name in _STATIC:
+        for name in self._files:
             app.router.add_get(f"/{name}", self._page)
         app.router.add_get("/state.json", self._state)
         app.router.add_get("/history.json", self._history)
@@ -116,7 +118,7 @@ class Dashboard:
 
     async def _page(self, request: web.Request) -> web.Response:
         name = request.path.removeprefix("/") or "index.html"
-        kind = _STATIC.get(name, "text/html")
+        kind = _KINDS[PurePath(name).suffix]
         return web.Response(body=self._files[name], content_type=kind, charset="utf-8", headers=_HEADERS)
 
     async def _state(self, request: web.Request) -> web.Response:
@@ -125,7 +127,7 @@ class Dashboard:
 
     async def _history(self, request: web.Request) -> web.Response:
         del request
-        return _json(self._live.history.as_data() if self._live else {})
+        return _json(self._live.history.as_data(time.monotonic()) if self._live else {})
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         if self._live is None:
@@ -172,15 +174,21 @@ class _Live:
     async def tell(self, name: str, value: Any) -> None:
         """To all pages, over the broadcast."""
         self.state[name] = value
+        if name == "limits":
+            self.history.note_limits(value, time.monotonic())
         with contextlib.suppress(OutboxFullError):
             await self._vitals.publish(name, value, timeout=_TELL_TIMEOUT_S)
 
     async def _follow(self) -> None:
-        """Keep the newest of everything for `state.json`."""
+        """Keep the newest of everything for `state.json`, and nothing of a process that is gone for good."""
+        told_at: dict[str, float] = {}
         async with self._vitals.subscribe() as updates:
             async for event in updates:
-                if isinstance(event, Update):
-                    self.state[event.key] = event.value
+                if not isinstance(event, Update):
+                    continue
+                self.state[event.key], told_at[event.key] = event.value, event.published_at
+                for key in [key for key, at in told_at.items() if at < event.published_at - KEEP_S]:
+                    del self.state[key], told_at[key]
 
 
 async def _end(tasks: list[asyncio.Task[None]]) -> None:

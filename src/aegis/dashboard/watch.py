@@ -24,7 +24,7 @@ from aegis.upstream import (
 )
 
 LIMITS_EVERY_S = 0.2
-SERVERS_EVERY_S = 2.0
+SERVERS_EVERY_S = 1.0
 _PATIENCE_S = 2.0
 
 Tell = Callable[[str, Any], Awaitable[None]]

@@ -10,6 +10,7 @@ A topic has partitions. What is published waits a few milliseconds in the outbox
     broadcast/partition   what has arrived, what is missing     audience  who wants which key
     broadcast/buffers     what waits for one consumer, by policy
     broadcast/subscription  one consumer's side       receiver  one connection, all partitions, repairs
+    broadcast/forgetting  last values that end
     broadcast/pulse       the heartbeat that both sides compare with      replay    from a topic's log
 
 Rejected: one message per tick (the cost is per message), versions by the producer's clock (two producers disagree),
@@ -31,6 +32,7 @@ import msgspec
 from aegis.errors import PayloadError, UnsentTicksError
 from aegis.redis.broadcast.buffers import RING
 from aegis.redis.broadcast.clock import ServerClock
+from aegis.redis.broadcast.forgetting import Forgetting
 from aegis.redis.broadcast.producer import FLUSH_S, OUTBOX_MAX, Producer
 from aegis.redis.broadcast.pulse import Pulse
 from aegis.redis.broadcast.receiver import Receiver
@@ -54,7 +56,8 @@ class PubSub:
 
     `producer` names this publisher in the `Gap`s of others (default: random); every object is a new epoch of it.
     `conflate` folds older quotes of a key in the outbox too: only for topics on which every consumer wants `latest` or
-    `trade_safe`. `log_frames` keeps about so many frames per partition for replay.
+    `trade_safe`. `log_frames` keeps about so many frames per partition for replay. With `keep_s`, the last value of a
+    key that nobody has published for so many seconds is forgotten, and in the end the topic: for keys that come and go.
 
     With Redis disabled, publishing does nothing and a subscription stays quiet until it is closed.
     """
@@ -70,11 +73,14 @@ class PubSub:
         outbox_max: int = OUTBOX_MAX,
         conflate: bool = False,
         log_frames: int = 0,
+        keep_s: float | None = None,
         close_timeout: float = 5.0,
     ) -> None:
         name = producer or uuid.uuid4().hex[:8]
         if any(letter.isspace() for letter in name):
             raise ValueError(f"producer={name!r} must not hold white space")
+        if keep_s is not None and keep_s <= 0:
+            raise ValueError(f"{keep_s=} must be above 0")
         if outbox_max < 1 or flush_ms < 0 or log_frames < 0:
             raise ValueError(f"{outbox_max=}, {flush_ms=} and {log_frames=} must be at least 1, 0 and 0")
         self._redis, self._conflate = redis, conflate
@@ -93,6 +99,7 @@ class PubSub:
         )
         self._receiver = Receiver(redis, self._names, self._clock)
         self._pulse = Pulse(redis, self._names, self._clock, self._producer, self._receiver)
+        self._forgetting = Forgetting(redis, self._names, self._producer, keep_s) if keep_s is not None else None
         self._open = self._used = False
 
     def __repr__(self) -> str:
@@ -114,6 +121,8 @@ class PubSub:
             self._producer.open()
             self._forget = self._redis.on_close(self._end)
             self._pulse.start()
+            if self._forgetting is not None:
+                self._forgetting.start()
         return self
 
     async def __aexit__(
@@ -258,6 +267,8 @@ class PubSub:
             log.error("broadcast: %s", exc)  # noqa: TRY400 - another exception is on its way, and says more
         finally:
             self._open = False
+            if self._forgetting is not None:
+                await self._forgetting.close()
             await self._pulse.close()
             await self._receiver.close()
             await self._producer.close()

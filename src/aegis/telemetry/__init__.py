@@ -13,9 +13,10 @@ from aegis.telemetry.log import configure_logging, log_context
 from aegis.telemetry.metrics import MetricsServer, on_loop
 from aegis.telemetry.rooms import samples_of
 from aegis.telemetry.sample import Sample
-from aegis.telemetry.vitals import VITALS_TOPIC, Vital, Vitals, vitals_bus
+from aegis.telemetry.vitals import KEEP_S, VITALS_TOPIC, Vital, Vitals, vitals_bus
 
 __all__ = [
+    "KEEP_S",
     "VITALS_TOPIC",
     "MetricsServer",
     "Sample",

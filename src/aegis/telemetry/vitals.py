@@ -23,13 +23,15 @@ from aegis.redis import PubSub, Redis
 
 #: The topic; its keys are `process:NAME`.
 VITALS_TOPIC = "vitals"
+#: How long the last word of a process is kept in Redis, in seconds.
+KEEP_S = 60.0
 _EVERY_S = 0.5
 _CLOSE_TIMEOUT_S = 0.5
 
 
 def vitals_bus(redis: Redis, prefix: str) -> PubSub:
-    """The topic of the vitals. What cannot be sent soon is worth nothing."""
-    return PubSub(redis, prefix=prefix, topic=VITALS_TOPIC, close_timeout=_CLOSE_TIMEOUT_S)
+    """The topic of the vitals. What cannot be sent soon is worth nothing, and a process that is gone is forgotten."""
+    return PubSub(redis, prefix=prefix, topic=VITALS_TOPIC, keep_s=KEEP_S, close_timeout=_CLOSE_TIMEOUT_S)
 
 
 class Vital(msgspec.Struct, frozen=True):

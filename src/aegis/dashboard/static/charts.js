@@ -1,5 +1,4 @@
 // Small charts as SVG, drawn from numbers; nothing here knows where they come from.
-"use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -11,7 +10,7 @@ function svg(name, attributes, ...children) {
 }
 
 // A line through the numbers, scaled to their own range.
-class Sparkline {
+export class Sparkline {
   constructor() {
     this.line = svg("polyline", {points: ""});
     this.element = svg("svg", {viewBox: "0 0 100 30", preserveAspectRatio: "none", "aria-hidden": "true"}, this.line);
@@ -25,24 +24,24 @@ class Sparkline {
   }
 }
 
-// How full a window was over the last `seconds`, below a dashed ceiling.
-class WindowPlot {
-  constructor(seconds) {
+// How full a window was over the last `seconds`, below a dashed ceiling. Points are [time, share], oldest first.
+export class WindowPlot {
+  constructor(seconds, points = []) {
     this.seconds = seconds;
-    this.points = [];
+    this.points = points;
     this.area = svg("polygon", {points: "", class: "plot"});
     this.element = svg("svg", {viewBox: "0 0 100 40", preserveAspectRatio: "none", "aria-hidden": "true"},
-      svg("line", {x1: 0, x2: 100, y1: 6, y2: 6, class: "ceiling"}), this.area);
+      this.area, svg("line", {x1: 0, x2: 100, y1: 6, y2: 6, class: "ceiling"}));
   }
 
   add(at, share) {
-    this.points.push([at, share]);
+    if (this.points.at(-1)?.[1] !== share) this.points.push([at, share]);
     while (this.points.length > 2 && this.points[1][0] < at - this.seconds) this.points.shift();
   }
 
   draw(now) {
     if (!this.points.length) return;
-    const x = (at) => Math.max(0, 100 - 100 * (now - at) / this.seconds).toFixed(2);
+    const x = (at) => Math.min(100, Math.max(0, 100 - 100 * (now - at) / this.seconds)).toFixed(2);
     const y = (share) => (39 - 33 * Math.min(share, 1.1)).toFixed(2);
     const steps = this.points.flatMap(([at, share], index) => {
       const until = this.points[index + 1]?.[0] ?? now;

@@ -10,6 +10,7 @@ Behind `aegis.redis.pubsub`: states and owners of the broadcast.
 | reading a partition, once at a time | the `Place`'s task | - |
 | what waits for a consumer | its `Subscription` | joining, live, ended |
 | heartbeats | `Pulse`'s task | - |
+| the end of old values | `Forgetting`'s task | - |
 
 Data flows producer -> lane -> server -> receiver -> audience -> subscription. Nothing flows back but acknowledgements
 to the lane and the answers to heartbeats.
