@@ -1,48 +1,25 @@
 """Several real processes that use one cache: `with Fleet(url) as fleet: worker = fleet.start(JOB)`.
 
-A job is the source of `async def job(cache, redis, say, told)`: `say(x)` sends a JSON line to the test, `await told()`
-waits for a line from it.
+A job is the source of `async def job(cache, redis, say, told)`: `say(x)` sends something to the test, `await told()`
+waits for something from it. The processes are forked by a server that has imported aegis, so each is there at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-import subprocess
-import sys
 import textwrap
+import threading
+import warnings
+from multiprocessing import connection, get_context
 from typing import Any, Self
 
-_MAIN = """
-import asyncio, json, os, sys, threading
-import msgspec
 from aegis.config import RedisConfig
 from aegis.redis import Cache, Redis
 
-class Stock(msgspec.Struct, frozen=True):
-    code: str
-    price: int
-
-def say(value):
-    sys.stdout.write(json.dumps(value) + "\\n")
-    sys.stdout.flush()
-
-async def main():
-    loop, lines = asyncio.get_running_loop(), asyncio.Queue()
-    def read():
-        for line in sys.stdin:
-            loop.call_soon_threadsafe(lines.put_nowait, json.loads(line))
-    threading.Thread(target=read, daemon=True).start()
-    async with Redis(RedisConfig(url=sys.argv[1])) as redis:
-        cache = Cache(redis, **json.loads(sys.argv[2]))
-        await job(cache, redis, say, lines.get)
-
-{job}
-
-asyncio.run(main())
-"""
+_processes = get_context("forkserver")
+_processes.set_forkserver_preload(["aegis.config", "aegis.redis"])
 
 #: A job: loads, and brings what it is told.
 LEADER = """
@@ -58,35 +35,47 @@ class Worker:
     """One process."""
 
     def __init__(self, url: str, job: str, options: dict[str, Any]) -> None:
-        source = _MAIN.replace("{job}", textwrap.dedent(job))
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", source, url, json.dumps(options)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._pipe, theirs = _processes.Pipe()
+        self.process = _processes.Process(target=_work, args=(theirs, url, job, options), daemon=True)
+        self.process.start()
+        theirs.close()
 
     async def said(self) -> Any:
-        """The next thing it says."""
-        assert self.process.stdout is not None
-        line = await asyncio.to_thread(self.process.stdout.readline)
-        assert line, f"the worker ended with {self.process.poll()}"
-        return json.loads(line)
+        """The next thing it says; EOFError when it has ended."""
+        return await asyncio.to_thread(self._pipe.recv)
 
     def tell(self, value: Any = None) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(value) + "\n")
-        self.process.stdin.flush()
+        self._pipe.send(value)
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.process.pid, number)
 
     def end(self) -> None:
         self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
+        self.process.join()
+        self._pipe.close()
+
+
+def _work(pipe: connection.Connection, url: str, job: str, options: dict[str, Any]) -> None:
+    """What runs in the process."""
+    warnings.simplefilter("error")
+    exec(textwrap.dedent(job), globals())
+
+    async def main() -> None:
+        loop, told = asyncio.get_running_loop(), asyncio.Queue()
+
+        def listen() -> None:
+            while True:
+                try:
+                    loop.call_soon_threadsafe(told.put_nowait, pipe.recv())
+                except EOFError:  # the test has gone
+                    os._exit(1)
+
+        threading.Thread(target=listen, daemon=True).start()
+        async with Redis(RedisConfig(url=url)) as redis:
+            await globals()["job"](Cache(redis, **options), redis, pipe.send, told.get)
+
+    asyncio.run(main())
 
 
 class Fleet:

@@ -83,8 +83,7 @@ async def test_a_killed_leader_costs_at_most_its_lease(redis, valkey_server):
         leader = fleet.start(LEADER)
         assert await leader.said() == "loading"
         waiting = asyncio.create_task(cache.get_or_set("k", lambda: "second", str))
-        while cache.stats().waited == 0:
-            await asyncio.sleep(0.001)
+        await until(lambda: cache.stats().waited)
         leader.signal(signal.SIGKILL)
         killed_at = time.monotonic()
         assert await waiting == "second"
@@ -126,11 +125,9 @@ async def test_waiting_is_woken_and_does_not_poll(redis, valkey_server):
         leader = fleet.start(LEADER)
         assert await leader.said() == "loading"
         waiting = asyncio.create_task(cache.get_or_set("k", lambda: "second", str))
-        while not cache.stats().waited or not cache.stats().local_trusted:
-            await asyncio.sleep(0.001)
-        await asyncio.sleep(0.3)  # those who asked before the feed was up have asked again
+        await until(lambda: cache.stats().waited and cache.stats().local_trusted)
         before = await scripts_run(redis)
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.5)
         assert await scripts_run(redis) == before
         told_at = time.monotonic()
         leader.tell("first")
@@ -156,8 +153,7 @@ async def test_a_load_that_is_given_up_goes_to_who_waits(redis, valkey_server):
         leader = fleet.start(job)
         assert await leader.said() == "loading"
         waiting = asyncio.create_task(cache.get_or_set("k", lambda: "second", str))
-        while not cache.stats().waited or not cache.stats().local_trusted:
-            await asyncio.sleep(0.001)
+        await until(lambda: cache.stats().waited and cache.stats().local_trusted)
         leader.tell()
         async with asyncio.timeout(5):
             assert await waiting == "second"

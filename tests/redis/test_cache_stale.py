@@ -10,12 +10,7 @@ from cache_fleet import Fleet
 
 from aegis.redis import Cache
 from aegis.redis._reader import is_early
-
-
-async def until(condition, seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.001)
+from aegis.testing import until
 
 
 async def expire(redis, key: str, left_ms: int) -> None:
@@ -71,16 +66,16 @@ async def test_one_refresh_in_the_fleet(redis, valkey_server):
     async def job(cache, redis, say, told):
         async def load():
             await redis.execute("INCR", "loads")
-            await asyncio.sleep(0.2)
+            while not await redis.execute("GET", "gate"):
+                await asyncio.sleep(0.005)
             return "new"
-        say("ready")
+        async def ask():
+            return set(await asyncio.gather(*(cache.get_or_set("k", load, str, ttl=10, stale_s=60) for _ in range(20))))
+        say(list(await ask()))
         await told()
-        values = []
-        while "new" not in values:
-            values += await asyncio.gather(
-                *(cache.get_or_set("k", load, str, ttl=10, stale_s=60) for _ in range(20)))
+        while await ask() != {"new"}:
             await asyncio.sleep(0.01)
-        say(values[0])
+        say("new")
     """
     cache = Cache(redis)
     assert await cache.get_or_set("k", lambda: "old", str, ttl=10, stale_s=60) == "old"
@@ -88,10 +83,11 @@ async def test_one_refresh_in_the_fleet(redis, valkey_server):
     with Fleet(valkey_server.url) as fleet:
         workers = [fleet.start(job) for _ in range(4)]
         for worker in workers:
-            assert await worker.said() == "ready"
+            assert await worker.said() == ["old"]
+        await redis.execute("SET", "gate", 1)
         for worker in workers:
             worker.tell()
-        assert [await worker.said() for worker in workers] == ["old"] * 4
+        assert [await worker.said() for worker in workers] == ["new"] * 4
     assert await redis.execute("GET", "loads") == b"1"
 
 
