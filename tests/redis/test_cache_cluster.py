@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
 from aegis.config import RedisConfig
 from aegis.redis import Cache, Redis
 from aegis.redis._slots import slot_of_key
+from aegis.testing import until
 
 KEYS = [f"k{n}" for n in range(60)]
 
@@ -58,8 +60,7 @@ async def test_one_load_for_all_clients(cluster, valkey_cluster):
         assert await asyncio.gather(*calls) == [1] * 60
         assert len(loads) == 6
         loading = asyncio.create_task(caches[0].get_or_set("deleted", load, int))
-        while len(loads) < 7:
-            await asyncio.sleep(0.001)
+        await until(lambda: len(loads) == 7)
         await caches[1].delete("deleted")
         assert await loading == 1
         assert await caches[1].get("deleted", int) is None
@@ -89,3 +90,28 @@ async def test_the_tier_hears_of_changes_on_every_node(cluster, valkey_cluster):
         async with asyncio.timeout(2):
             while await cache.get_many(KEYS, str) != dict.fromkeys(KEYS, "new"):
                 await asyncio.sleep(0.001)
+
+
+async def test_what_was_read_of_a_primary_before_its_feed_was_there_is_forgotten(cluster, valkey_cluster):
+    """A primary that joins was never down: its changes of before are unknown, though all other feeds are trusted."""
+    async with Redis(RedisConfig(url=valkey_cluster.url)) as second:
+        cache = Cache(cluster)
+        await cache.get("the first use")
+        await cache.set_many(dict.fromkeys(KEYS, "old"))
+        await until(lambda: cache.stats().local_trusted)
+        feeds = cache._core.tether._feed
+        place = cluster.servers.topology.owners[slot_of_key(cache._core.shelf.value_key("k1"))]
+        await feeds._members.pop(place).close()  # as if the map did not have it yet
+        del feeds._heard[place]
+        await until(partial(is_local, cache))
+        await Cache(second).set_many(dict.fromkeys(KEYS, "new"))
+        feeds._follow()
+        async with asyncio.timeout(5):
+            while await cache.get("k1", str) != "new":
+                await asyncio.sleep(0.001)
+
+
+async def is_local(cache: Cache) -> bool:
+    """Whether the value is served from the process."""
+    assert await cache.get("k1", str) == "old"
+    return "k1" in cache._core.tier.entries

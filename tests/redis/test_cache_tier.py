@@ -95,6 +95,20 @@ async def test_expiry_is_kept_by_the_process_itself(redis):
     assert time.monotonic() - set_at > 0.35
 
 
+async def test_a_value_whose_life_is_not_known_is_not_kept(redis, valkey_server):
+    """Whose user may not ask for it gets the value from Redis each time: the process could serve it too long."""
+    await redis.execute("ACL", "SETUSER", "short", "on", "nopass", "~*", "&*", "+@all", "-pttl")
+    async with Redis(RedisConfig(url=f"redis://short:x@127.0.0.1:{valkey_server.port}")) as user:
+        cache = Cache(user)
+        await cache.get("the first use")
+        await cache.set("k", "v")
+        await until(lambda: cache.stats().local_trusted)
+        for _ in range(5):
+            assert await cache.get("k", str) == "v"
+        assert (cache.stats().local_hits, cache.stats().local_entries) == (0, 0)
+    await redis.execute("ACL", "DELUSER", "short")
+
+
 async def test_own_writes_are_read_back_at_once(redis):
     """After set, delete or invalidate returns, nobody in this process sees what was before."""
     cache = Cache(redis)
