@@ -20,6 +20,7 @@ from multidict import CIMultiDict
 
 from aegis.errors import AegisError, CircuitOpenError, ClosedError, HttpError, HttpTimeoutError, RejectedError
 from aegis.http._events import log_attempt, log_call, logger, tell
+from aegis.http._hedge import Race, may_hedge
 from aegis.http._outcome import Outcome, Stopped, by_status, by_verdict, failed, unreadable
 from aegis.http._shared import Settings, Shared, Upstream
 from aegis.http._url import REDIRECTS, redirected
@@ -122,6 +123,7 @@ class Call:
                 last, number = None, number - 1
                 continue
             last = outcome
+            number += outcome.hedges
             if outcome.renew and await self._renew(outcome):
                 number -= 1
                 continue
@@ -203,31 +205,45 @@ class Call:
         tally, began = self.upstream.tally, monotonic()
         tally.attempts += 1
         self.sent_at = began
+        race = self._race(number) if self.settings.hedge_after_s else None
         try:
-            answer = await self._exchange(min(self.shared.config.attempt_timeout, self.deadline - began))
+            answer = await (self._exchange() if race is None else race.run())
         except asyncio.CancelledError:
-            tally.outcomes["cancelled"] += 1
+            tally.outcomes["cancelled"] += 1 if race is None else race.sent
             raise
         now = monotonic()
+        if race is not None and race.sent == 2:
+            lost = number + (not race.second_won)
+            self._note(Attempt(lost, "hedged", None, now - began, 0.0, 0, started_s=began - self.started))
+            number += race.second_won
         if isinstance(answer, Failure):
             outcome, size = failed(answer, self._error, idempotent=self.request.idempotent), 0
         else:
             outcome, size = self._answered(answer, now), len(answer.content)
         error = outcome.error
         reason = error.detail if error is not None else ""
-        attempt = Attempt(
-            number, outcome.name, answer.status, now - began, waited_s, size, reason, began - self.started
-        )
-        self.history.append(attempt)
-        tally.attempt(attempt)
+        elapsed_s, started_s = now - began, began - self.started
+        self._note(Attempt(number, outcome.name, answer.status, elapsed_s, waited_s, size, reason, started_s))
+        if race is not None:
+            outcome.hedges = race.sent - 1
         if error is not None:
             error.attempts, error.history = len(self.history), tuple(self.history)
         if logger.isEnabledFor(logging.DEBUG):
             self._log_attempt(logging.DEBUG, "http attempt")
         return outcome
 
-    def _exchange(self, timeout_s: float) -> Awaitable[Answer | Failure]:
+    def _note(self, attempt: Attempt) -> None:
+        self.history.append(attempt)
+        self.upstream.tally.attempt(attempt)
+
+    def _race(self, number: int) -> Race | None:
+        if self.streaming or not may_hedge(self.request, self.settings, self.upstream, number):
+            return None
+        return Race(self.settings, self.upstream, self._exchange)
+
+    def _exchange(self) -> Awaitable[Answer | Failure]:
         """The request and what comes back: from the wire, or from a cassette."""
+        timeout_s = min(self.shared.config.attempt_timeout, self.deadline - monotonic())
         request, route, cassette = self.request, self.upstream.route, self.settings.cassette
         if route.session.closed:
             raise ClosedError("HttpClient")

@@ -43,6 +43,7 @@ class Outcome:
     failed: bool | None = False  #: for the breaker; None counts neither way
     reset: bool = False  #: the connection broke without an answer
     renew: bool = False
+    hedges: int = 0  #: further requests that left beside this one
     moved_to: str | None = None  #: where a redirect points that shall be followed
 
     def stopped(self, by: str) -> Outcome:

@@ -44,6 +44,7 @@ class Settings:
     renewal: Renewal | None = None
     tls: ssl.SSLContext | None = None
     redirects_max: int = 0
+    hedge_after_s: float = 0.0  #: 0: never
     cassette: Cassette | None = None
     upstreams: dict[str, Upstream] = field(default_factory=dict, init=False, repr=False)  #: found before, by origin
 

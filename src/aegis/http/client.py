@@ -110,6 +110,16 @@ class HttpClient:
         """
         return self._derive(replace(self._settings, redirects_max=hops_max))
 
+    def with_hedging(self, after_s: float) -> HttpClient:
+        """
+        A client that sends a GET or HEAD a second time when it is not answered within `after_s` seconds; 0: never.
+
+        The first good answer counts, the other request is cancelled. The second leaves only if a permit is free at that
+        moment and the retry budget pays for it, and is one of `RetryPolicy.attempts`; both stand in the history, the
+        loser as `hedged`. Choose a time that few calls exceed, such as their p95: every hedge costs quota.
+        """
+        return self._derive(replace(self._settings, hedge_after_s=after_s))
+
     def with_tls(self, context: SSLContext) -> HttpClient:
         """A client with its own TLS rules."""
         return self._derive(replace(self._settings, tls=context))
@@ -282,6 +292,7 @@ class HttpClient:
                 f"RetryPolicy.attempts={retry.attempts}, but its shortest delay floor_s={floor_s} is not below "
                 f"HTTP_TIMEOUT={total_s}: no second attempt could ever be made"
             )
+        self._check_hedging(settings, attempt_s)
         if policy.window_s < 2 * attempt_s:
             raise ValueError(
                 f"BreakerPolicy.window_s={policy.window_s} is below twice HTTP_ATTEMPT_TIMEOUT={attempt_s}: "
@@ -296,3 +307,16 @@ class HttpClient:
                     f"BreakerPolicy.calls_min={policy.calls_min} can never be reached: limit {settings.limit.name!r} "
                     f"allows {calls:g} calls in window_s={policy.window_s}"
                 )
+
+    @staticmethod
+    def _check_hedging(settings: Settings, attempt_s: float) -> None:
+        after_s, attempts = settings.hedge_after_s, settings.retry.attempts
+        if not 0 <= after_s < attempt_s:
+            raise ValueError(
+                f"after_s={after_s} must not be negative, and below HTTP_ATTEMPT_TIMEOUT={attempt_s}: "
+                "the first request would have ended before the second began"
+            )
+        if after_s and attempts < 2:
+            raise ValueError(
+                f"after_s={after_s}, but RetryPolicy.attempts={attempts}: a second request could never be made"
+            )
