@@ -141,6 +141,22 @@ async def test_frozen_connections_are_open_but_silent_until_healed(proxy: FaultP
         assert await reader.readexactly(5) == b"hello"
 
 
+async def test_a_partition_silences_those_of_one_address_only(proxy: FaultProxy) -> None:
+    """Old connections and new ones from there; everybody else goes on; after heal() what was held arrives."""
+    there = await asyncio.open_connection(proxy.host, proxy.port, local_addr=("127.0.0.2", 0))
+    assert await answers(*there)
+    async with connected(proxy) as here:
+        proxy.freeze("127.0.0.2")
+        new = await asyncio.open_connection(proxy.host, proxy.port, local_addr=("127.0.0.2", 0))
+        assert not await answers(*there, timeout=0.1)
+        assert not await answers(*new, timeout=0.1)
+        assert await answers(*here)
+        proxy.heal()
+        assert await there[0].readexactly(5) == await new[0].readexactly(5) == b"hello"
+    there[1].close()
+    new[1].close()
+
+
 async def test_one_direction_can_be_lost(proxy: FaultProxy) -> None:
     """Requests still arrive at the server, answers vanish."""
     async with connected(proxy) as (reader, writer):

@@ -17,8 +17,10 @@ class EmbeddedSentinel(EmbeddedGroup):
     """
     One primary, `replicas` replicas, and `sentinels` Sentinels that replace the primary when a majority misses it.
 
-    `down_after_ms` is how long it must be silent for that. `servers[0]` is the primary of the beginning; `primary` asks
-    the Sentinels. `start` returns when the Sentinels know each other and every replica is in step.
+    `down_after_ms` is how long it must be silent for that. A primary that hears of no replica stops taking writes
+    sooner; not so with one replica, because the survivor of a failover could not write at all. `servers[0]` is the
+    primary of the beginning; `primary` asks the Sentinels. `start` returns when the Sentinels know each other and every
+    replica is in step.
     """
 
     def __init__(
@@ -33,7 +35,9 @@ class EmbeddedSentinel(EmbeddedGroup):
         if replicas < 1 or sentinels < 1:
             raise ValueError(f"{sentinels} Sentinels over {replicas} replicas cannot replace anybody")
         self.name, self._down_after_ms = name, down_after_ms
-        self._options = {"repl-diskless-sync-delay": "0", **(options or {})}
+        alone = {"min-replicas-to-write": "1", "min-replicas-max-lag": str(max(2, down_after_ms // 1000 - 2))}
+        own = {"repl-diskless-sync-delay": "0", "replica-announce-ip": "127.0.0.1", **(alone if replicas > 1 else {})}
+        self._options = {**own, **(options or {})}
         self._replicas, self._sentinels = replicas, sentinels
         self.servers: list[EmbeddedValkey] = []
         self.sentinels: list[EmbeddedValkey] = []
@@ -62,16 +66,28 @@ class EmbeddedSentinel(EmbeddedGroup):
         until(self._formed, "the Sentinels to see the whole group", _FORMED_WITHIN_S)
 
     def _watching(self, port: int) -> dict[str, str]:
-        name = self.name
-        settings = {
-            f"sentinel monitor {name}": f"127.0.0.1 {port} {self._sentinels // 2 + 1}",
-            f"sentinel down-after-milliseconds {name}": str(self._down_after_ms),
-            f"sentinel failover-timeout {name}": "10000",
-            f"sentinel parallel-syncs {name}": str(self._replicas),
+        monitor = {f"sentinel monitor {self.name}": f"127.0.0.1 {port} {self._quorum}"}
+        how = {f"sentinel {option} {self.name}": value for option, value in self._how_to_watch().items()}
+        source = self._options.get("bind-source-addr")
+        return {
+            "sentinel announce-ip": "127.0.0.1",  # where it listens, wherever it comes from
+            **monitor,
+            **how,
+            **({"bind-source-addr": source} if source else {}),
         }
-        if password := self._options.get("requirepass"):
-            settings |= {f"sentinel auth-pass {name}": password}
-        return settings
+
+    @property
+    def _quorum(self) -> int:
+        return self._sentinels // 2 + 1
+
+    def _how_to_watch(self) -> dict[str, str]:
+        password = self._options.get("requirepass")
+        return {
+            "down-after-milliseconds": str(self._down_after_ms),
+            "failover-timeout": "10000",
+            "parallel-syncs": str(self._replicas),
+            **({"auth-pass": password} if password else {}),
+        }
 
     # --- looking ---
 
@@ -82,12 +98,30 @@ class EmbeddedSentinel(EmbeddedGroup):
             if sentinel.responsive:
                 with asking(sentinel) as ask, contextlib.suppress(OSError, redis_error()):
                     port = int(ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)[1])
-                    return next(server for server in self.servers if server.port == port)
+                    return next((server for server in self.servers if server.port == port), self.servers[0])
         raise ServerStartError("valkey sentinel", "none answers")
 
     def wait_until_whole(self, timeout_s: float = _FORMED_WITHIN_S) -> None:
         """Return when every running Sentinel sees every running server, and all of them in step."""
         until(self._formed, "the Sentinels to see the whole group", timeout_s)
+
+    def reach_primary_at(self, port: int) -> None:
+        """
+        Let everybody reach the primary of the beginning at another port: that of a proxy, which can cut it off.
+
+        Replicas and Sentinels are told; clients hear it from these. Returns when the group is whole again.
+        """
+        for replica in self.servers[1:]:
+            with asking(replica, self._options.get("requirepass")) as ask:
+                ask("REPLICAOF", "127.0.0.1", port)
+        until(self._in_step, "the replicas to be in step", _FORMED_WITHIN_S)
+        for sentinel in self.sentinels:
+            with asking(sentinel) as ask:
+                ask("SENTINEL", "REMOVE", self.name)
+                ask("SENTINEL", "MONITOR", self.name, "127.0.0.1", port, self._quorum)
+                for option, value in self._how_to_watch().items():
+                    ask("SENTINEL", "SET", self.name, option, value)
+        self.wait_until_whole()
 
     def _in_step(self) -> bool:
         for replica in self.servers[1:]:

@@ -266,8 +266,8 @@ class Cluster:
         return await self._ask(slot_of_key(key), args, timeout_s)
 
     def refused(self, reply: ReplyError) -> None:
-        """A caller is about to be told so; a primary that is read-only is one no more."""
-        if str(reply).startswith("READONLY"):
+        """A caller is about to be told so; a primary that is read-only, or alone, may be one no more."""
+        if str(reply).startswith(("READONLY", "NOREPLICAS")):
             self.doubt(str(reply))
 
     # --- who serves ---

@@ -97,10 +97,18 @@ class Gate:
     """Asks the server about one limit and key, in the name of `me`."""
 
     def __init__(
-        self, redis: Redis, names: dict[int, str], limit: RateLimit, name: str, me: str, *, counts: Counts
+        self,
+        redis: Redis,
+        names: dict[int, str],
+        limit: RateLimit,
+        name: str,
+        me: str,
+        *,
+        counts: Counts,
+        exact: bool = True,
     ) -> None:
         self._redis, self._counts = redis, counts
-        self._watch = ServerWatch(redis, name, names)
+        self._watch = ServerWatch(redis, name, names, curious=exact)
         self.limit, self.me, self.clock = limit, me, ServerClock()
         self.keys = (f"{name}:ring", f"{name}:state", f"{name}:turns")
         self.channel = f"{name}:bell"
@@ -212,13 +220,13 @@ class Gate:
         try:
             reply = await self._redis.run(script, (*self.keys, *more_keys), [*head, *args], timeout=timeout)
         except ServerReplyError as exc:
-            raise self.refusal(exc) from None
+            raise self._refusal(exc) from None
         if self._redis.connection_for(self.keys[0]) != server.connection:
             # Given before the connection was lost, sent over the next one: perhaps to a server that is not the named.
             raise ServerLostError(self._redis.config.address, "EVALSHA", "answered over another connection")
         return reply
 
-    def refusal(self, exc: ServerReplyError) -> RedisError:
+    def _refusal(self, exc: ServerReplyError) -> RedisError:
         """What the scripts' own refusal means; any other stays what it is."""
         if exc.code != "LAYOUT":
             return exc

@@ -23,7 +23,6 @@ from aegis.errors import (
     RedisUnavailableError,
     ReplyTimeoutError,
     ServerLostError,
-    ServerReplyError,
 )
 from aegis.redis._flight import fresh
 from aegis.redis._limit import Decision
@@ -106,11 +105,9 @@ class Takes:
         self._fail(batch, ReplyTimeoutError(self._gate.address, "EVALSHA", "no reply in time"), self._loop.time())
 
     def refused(self, batch: _Batch, reply: ReplyError) -> None:
-        """The server does not know the script, or does not want to."""
-        if str(reply).startswith("NOSCRIPT"):
-            self._spawn(self.ask_slowly(batch))
-        else:
-            batch.fail(self._gate.refusal(ServerReplyError("EVALSHA", str(reply))))
+        """It had no effect: ask again as a command like any other, for which refusals mean something (READONLY)."""
+        del reply
+        self._spawn(self.ask_slowly(batch))
 
     def count(self, allowed: int, denied: int) -> None:
         """For the statistics."""

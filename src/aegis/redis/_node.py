@@ -157,9 +157,17 @@ class Node:
     # --- outcomes ---
 
     def refused(self, reply: ReplyError) -> None:
-        """A caller is about to be told so: a demoted primary is not the right server any more."""
-        if str(reply).startswith("READONLY"):
-            self.steady.renew("it is read-only")
+        """
+        A caller is about to be told so: perhaps this is not the right server any more.
+
+        A demoted primary says READONLY. One without replicas says NOREPLICAS: it may be cut off and replaced, or it is
+        the right one and its replicas are gone.
+        """
+        match str(reply).partition(" ")[0]:
+            case "READONLY":
+                self.steady.renew("it is read-only")
+            case "NOREPLICAS":
+                self.steady.renew("its replicas are gone, and it has been replaced", if_replaced=True)
 
     def lost(self, args: Command, exc: LinkLostError) -> NoReturn:
         """The command is lost in flight."""

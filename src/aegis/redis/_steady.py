@@ -65,6 +65,7 @@ class SteadyLink:
         self._deadlines: Deadlines[Future[Reply] | Pending] | None = None
         self._task: asyncio.Task[None] | None = None  # reconnects, or renews
         self._renewed_at = 0.0
+        self._server = ("", 0)  # the one that the Sentinels named last
         self._number = 0
 
     def __repr__(self) -> str:
@@ -252,7 +253,14 @@ class SteadyLink:
         if (now.host, now.port) != (config.host, config.port):
             link.abort("replaced meanwhile")
             raise RedisUnavailableError(config.address, f"replaced meanwhile by {now.address}")
+        self._server = (now.host, now.port)
         return link
+
+    async def _is_replaced(self) -> bool:
+        if self._locate is None:
+            return False
+        now = await self._locate()
+        return (now.host, now.port) != self._server
 
     def _use(self, link: Link) -> None:
         link.be_patient(self._patient_until)
@@ -287,22 +295,25 @@ class SteadyLink:
         self._task = None
         self._use(link)
 
-    def renew(self, reason: str) -> None:
+    def renew(self, reason: str, *, if_replaced: bool = False) -> None:
         """
         Replace the link by a new one without losing what is in flight.
 
         For a server that answers but is no longer the right one: a demoted primary says READONLY, and its name may
-        lead to the new primary by now. At most once a second, because a replica says it to every write.
+        lead to the new primary by now. At most once a second, because a replica says it to every write. `if_replaced`:
+        only when the Sentinels name another server by now.
         """
         now = time.monotonic()
         if self._state == "connected" and self._task is None and now - self._renewed_at >= _RENEW_EVERY_S:
             self._renewed_at = now
-            log.warning("Redis at %s: %s; connecting anew", self._config.address, reason)
-            self._task = asyncio.create_task(self._renew(), name="aegis redis renew")
+            self._task = asyncio.create_task(self._renew(reason, if_replaced=if_replaced), name="aegis redis renew")
 
-    async def _renew(self) -> None:
+    async def _renew(self, reason: str, *, if_replaced: bool) -> None:
         try:
             with contextlib.suppress(RedisUnavailableError):  # then the old one must do
+                if if_replaced and not await self._is_replaced():
+                    return
+                log.warning("Redis at %s: %s; connecting anew", self._config.address, reason)
                 link, old = await self._new_link(), self._link
                 self._counters.reconnects += 1
                 self._use(link)

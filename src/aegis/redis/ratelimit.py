@@ -70,13 +70,24 @@ class RateLimiter:
     `on_outage` says what happens while Redis cannot be asked. `"wait"`: `wait` goes on trying until its timeout, and
     `allow` raises. `"allow"`: everything is granted. `LocalShare(processes=n)`: this process limits itself to 1/n of
     the quota, from one window and one horizon after the outage began.
+
+    A server that takes over from another, or was restarted, may lack the last permits, because replication is
+    asynchronous. So a limit pauses for its longest window then (at most `hold_max`). With `exact_after_failover=False`
+    it goes on at once; up to one window's permits may then be granted twice.
     """
 
-    def __init__(self, redis: Redis, prefix: str = "aegis", *, on_outage: OnOutage = "wait") -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        prefix: str = "aegis",
+        *,
+        on_outage: OnOutage = "wait",
+        exact_after_failover: bool = True,
+    ) -> None:
         if on_outage not in {"wait", "allow"} and not isinstance(on_outage, LocalShare):
             raise ValueError(f'on_outage={on_outage!r} must be "wait", "allow" or LocalShare(processes=n)')
         self._redis, self._prefix = redis, prefix
-        self._on_outage = on_outage
+        self._on_outage, self._exact = on_outage, exact_after_failover
         self._outage: Outage | None = None
         self._fallbacks: dict[tuple[RateLimit, str], Fallback] = {}
         self._me = secrets.token_hex(6)
@@ -214,7 +225,8 @@ class RateLimiter:
                 self._bound = True
                 self._redis.on_close(self._close)
             name = key_name(self._prefix, limit, key)
-            found = Gate(self._redis, self._server_names, limit, name, self._me, counts=self._counts_of(limit))
+            counts = self._counts_of(limit)
+            found = Gate(self._redis, self._server_names, limit, name, self._me, counts=counts, exact=self._exact)
             self._gates[limit, key] = found
             self._forget_idle()
         return found

@@ -55,6 +55,7 @@ class FaultProxy:
         self._open = False
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._frozen: frozenset[str] = frozenset()  # while it does not flow: whose connections; empty: all
         self._delay_s, self._chunk_bytes = 0.0, _READ_BYTES
         self._dropped: frozenset[Direction] = frozenset()
         self._reset_after: dict[Direction, int] = {}
@@ -125,8 +126,13 @@ class FaultProxy:
         """Forward that many more bytes, then reset the connection: the way to be cut in the middle of a reply."""
         self._reset_after[direction] = count_bytes
 
-    def freeze(self) -> None:
-        """Half-open: nothing flows either way, nobody is told, and new connections get no answer."""
+    def freeze(self, *hosts: str) -> None:
+        """
+        Half-open: nothing flows either way, nobody is told, and new connections get no answer.
+
+        With `hosts` only for clients at these addresses; on the loopback a client can be told to come from 127.0.0.2.
+        """
+        self._frozen = frozenset(hosts)
         self._flowing.clear()
 
     def slow(self, delay_s: float, *, chunk_bytes: int = _READ_BYTES) -> None:
@@ -170,17 +176,17 @@ class FaultProxy:
 
     def _accept(self, listener: socket.socket) -> None:
         try:
-            client, _ = listener.accept()
+            client, name = listener.accept()
         except OSError:
             return  # it left before we came
         self.accepted += 1
-        pair = _Pair(client)
+        pair = _Pair(client, name[0] if self.path is None else "")
         self._pairs.add(pair)
         pair.task = asyncio.create_task(self._serve(pair), name="fault proxy connection")
 
     async def _serve(self, pair: _Pair) -> None:
         try:
-            await self._flowing.wait()
+            await self._may_flow(pair)
             await pair.connect(self.target)
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(pair, pair.client, pair.server, Direction.TO_SERVER))
@@ -194,9 +200,9 @@ class FaultProxy:
     async def _pump(self, pair: _Pair, source: socket.socket, sink: socket.socket, direction: Direction) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._flowing.wait()
+            await self._may_flow(pair)
             data = await loop.sock_recv(source, _READ_BYTES)
-            await self._delay()
+            await self._delay(pair)
             if not data:
                 with contextlib.suppress(OSError):
                     sink.shutdown(socket.SHUT_WR)
@@ -206,12 +212,16 @@ class FaultProxy:
                 if not await self._forward(chunk, sink, direction):
                     return pair.cut(reset=True)
                 if data:
-                    await self._delay()
+                    await self._delay(pair)
 
-    async def _delay(self) -> None:
+    async def _may_flow(self, pair: _Pair) -> None:
+        while not self._flowing.is_set() and (not self._frozen or pair.host in self._frozen):
+            await self._flowing.wait()
+
+    async def _delay(self, pair: _Pair) -> None:
         if self._delay_s:
             await asyncio.sleep(self._delay_s)
-        await self._flowing.wait()
+        await self._may_flow(pair)
 
     async def _forward(self, chunk: bytes, sink: socket.socket, direction: Direction) -> bool:
         """Send the chunk on, or lose it; False when the connection shall be reset after it."""
@@ -232,8 +242,8 @@ class FaultProxy:
 class _Pair:
     """The two sockets of one connection, and the task that owns and closes them."""
 
-    def __init__(self, client: socket.socket) -> None:
-        self.client = client
+    def __init__(self, client: socket.socket, host: str) -> None:
+        self.client, self.host = client, host
         self.server: socket.socket = socket.socket()  # replaced by connect()
         self.task: asyncio.Task[None] | None = None
         client.setblocking(False)
