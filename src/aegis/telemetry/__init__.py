@@ -3,7 +3,7 @@ Logs, metrics and vitals: one look for lines, ours and yours, secrets masked in 
 
     log.py      every line of a process       _mask.py, _fold.py   what may be shown, and how often
     sample.py   one number                    rooms.py             what the rooms count, as samples
-    metrics.py  Prometheus                    _peers.py            how the processes of a host share one port
+    metrics.py  Prometheus                    _peers.py, _home.py  how the processes of a host share a port
     otel.py     OpenTelemetry; an extra, so it is imported by name alone
     vitals.py   what every process of the fleet tells the others about itself
 """

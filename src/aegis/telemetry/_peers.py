@@ -8,19 +8,17 @@ When the server dies, its lock is free and another takes the port over within a 
 (collides, and the scraper must know them), SO_REUSEPORT (every scrape meets another process at random), and the files
 of prometheus_client's multiprocess mode, which keep the dead and know no numbers that are asked for.
 
-The sockets lie in a directory that only this user can enter; its name holds user and port.
+Where they find each other stands in `_home.py`.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import fcntl
 import logging
 import os
 import re
 import socket
-import stat
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,7 +28,7 @@ from pathlib import Path
 
 import msgspec
 
-from aegis.errors import MetricsDirectoryError
+from aegis.telemetry._home import SOCKET_NAME, home_of, sweep
 from aegis.telemetry.sample import Sample
 
 logger = logging.getLogger("aegis.telemetry")
@@ -38,7 +36,6 @@ logger = logging.getLogger("aegis.telemetry")
 ANSWER_TIMEOUT_S = 2.0
 _PEERS_MAX = 256
 _NAME_MAX = 40  # the path of a unix socket has room for about a hundred characters
-_SOCKET = re.compile(r"([0-9.]+)-(.+)\.sock").fullmatch
 
 _numbers = count(1)  # one process may have several
 
@@ -57,58 +54,43 @@ class Peer:
 
     def __init__(self, samples: Samples, process: str, port: int) -> None:
         self._samples = samples
-        self._home = Path(tempfile.gettempdir()) / f"aegis-metrics-{os.getuid()}-{port}"
+        self._home = home_of(port)
         self._name = re.sub(r"[^A-Za-z0-9_.-]", "_", process)[:_NAME_MAX] or "python"
-        self._path = self._home / f"{os.getpid()}.{next(_numbers)}-{self._name}.sock"
+        self._path = self._home.path / f"{os.getpid()}.{next(_numbers)}-{self._name}.sock"
         self._listener: socket.socket | None = None
-        self._lock: int | None = None
 
     def open(self) -> None:
         """Answer the server's questions from now on, in a thread of its own."""
-        self._home.mkdir(mode=0o700, exist_ok=True)
-        seen = self._home.lstat()
-        if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or stat.S_IMODE(seen.st_mode) & 0o077:
-            raise MetricsDirectoryError(str(self._home))
-        self._path.unlink(missing_ok=True)  # of a process that had our number before
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self._path))
-        self._listener.listen(16)
+        sweep()
+        self._listener = self._home.listen(self._path.name)
+        atexit.register(self.close)
         threading.Thread(
             target=self._answer_all, args=(self._listener,), name="aegis metrics peer", daemon=True
         ).start()
 
     def close(self) -> None:
         """Be found no more, and let somebody else serve."""
-        if self._listener is not None:
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
-            self._listener.close()
-            self._listener = None
+        listener, self._listener = self._listener, None
+        if listener is None:
+            return
+        atexit.unregister(self.close)
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        listener.close()
         self._path.unlink(missing_ok=True)
-        self.resign()
+        self._home.leave()
 
     def lead(self) -> bool:
         """Whether this process is the one that serves: true for one at a time, until it resigns or dies."""
-        if self._lock is not None:
-            return True
-        lock = os.open(self._home / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            return False
-        self._lock = lock
-        return True
+        return self._home.lead()
 
     def resign(self) -> None:
         """Let another process serve."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._home.resign()
 
     def reports(self) -> list[Report]:
         """What every living process says, this one included; each under a name that is its own."""
-        places = sorted(path for path in self._home.glob("*.sock") if _SOCKET(path.name))[:_PEERS_MAX]
+        places = self._home.sockets()[:_PEERS_MAX]
         with ThreadPoolExecutor(max_workers=16, thread_name_prefix="aegis metrics") as pool:
             answers = zip(places, pool.map(self._ask, places), strict=True)
         alive = [(path, report) for path, report in answers if report is not None]
@@ -124,7 +106,7 @@ class Peer:
 
     def _ask(self, path: Path) -> Report | None:
         """What the process behind `path` says; None if it is dead, and now forgotten."""
-        match = _SOCKET(path.name)
+        match = SOCKET_NAME(path.name)
         assert match is not None
         report = Report(match[2], None)
         if path == self._path:
