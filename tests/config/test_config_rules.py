@@ -118,8 +118,10 @@ def test_paper_and_real_money_are_never_mixed(virtual, host):
     """Paper trading against the real host would place real orders."""
     url = Config.load({"KIS_IS_VIRTUAL": "false" if virtual == "true" else "true"}, None).kis.base_url
     assert f"//{host}." in url
-    [problem] = conflicts({"KIS_IS_VIRTUAL": virtual, "KIS_BASE_URL": url}).values()
-    assert (problem.variable, problem.against) == ("KIS_BASE_URL", "KIS_IS_VIRTUAL")
+    name = url.removeprefix("https://").partition(":")[0]
+    for written in (url, f"{url}/", f"HTTPS://{name.upper()}", f"http://{name}.:1/x"):
+        [problem] = conflicts({"KIS_IS_VIRTUAL": virtual, "KIS_BASE_URL": written}).values()
+        assert (problem.variable, problem.against) == ("KIS_BASE_URL", "KIS_IS_VIRTUAL")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,15 @@ def test_addresses_of_services_are_addresses(url):
         Config.load({"DART_BASE_URL": url}, None)
     assert "DART_BASE_URL: expected an address" in str(raised.value)
     assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize("port", ["1", "65535"])
+def test_every_port_that_there_is_will_do(port):
+    """Also the first and the last."""
+    url = f"http://x:{port}"
+    assert Config.load({"DART_BASE_URL": f"{url}/"}, None).dart.base_url == url
+    with pytest.raises(ConfigError):
+        Config.load({"DART_BASE_URL": "http://x:65536"}, None)
 
 
 def test_production_is_warned_of_what_is_not_shared(caplog):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -267,10 +268,15 @@ class KisConfig(Section):
 
     def conflicts(self) -> Iterator[ConfigProblem]:
         """Paper trading never speaks to the real host, nor the other way round: orders would be real, or none."""
-        if self.base_url == (REAL_KIS_URL if self.is_virtual else PAPER_KIS_URL):
+        other = REAL_KIS_URL if self.is_virtual else PAPER_KIS_URL
+        if _host(self.base_url) == _host(other):  # however it is written, and on whatever port
             kind, host = ("true", "real") if self.is_virtual else ("false", "paper")
             reason = f"KIS_BASE_URL is the {host} host, but KIS_IS_VIRTUAL is {kind}; leave KIS_BASE_URL unset"
             yield conflict("KIS_BASE_URL", "KIS_IS_VIRTUAL", reason)
+
+
+def _host(url: str) -> str:
+    return (urlsplit(url).hostname or "").rstrip(".")
 
 
 class DartConfig(Section):
