@@ -284,6 +284,21 @@ class PayloadError(BroadcastError, ValueError):
         return f"broadcast key {self.key!r}: {self.reason}"
 
 
+class TopicPartitionsError(BroadcastError, ValueError):
+    """The processes of a topic do not agree on its partitions, so they would not meet. Nothing was sent."""
+
+    def __init__(self, topic: str, wanted: int, found: int, key: str) -> None:
+        super().__init__(topic, wanted, found, key)
+        self.topic, self.wanted, self.found, self.key = topic, wanted, found, key
+
+    def __str__(self) -> str:
+        return (
+            f"topic {self.topic!r} has partitions: {self.found}, by the key {self.key!r}, and this process asks for "
+            f"{self.wanted}; give all its processes the same REDIS_TOPIC_PARTITIONS, or to change it end them all and "
+            "delete the key"
+        )
+
+
 class OutboxFullError(BroadcastError, TimeoutError):
     """The tick was not published: `pending` older ones wait for Redis, and none left within the timeout."""
 

@@ -126,19 +126,22 @@ async def test_flushed_server_is_a_new_epoch(redis):
 async def test_frame_sent_twice_is_published_once(redis):
     """The script knows the producer's last frame, so a retry after a lost answer changes nothing."""
     from aegis.redis.broadcast.lane import _PUBLISH
+    from aegis.redis.broadcast.reading import _LOOK
     from aegis.redis.broadcast.wire import parse_header
 
     keys = ["{q}:book", "{q}:frames", "{q}:log"]
-    args = ["life", "me.1", 1, 2, 1000, 10, 0, "PUBLISH", "body", "a", "1", "b", "2"]
-    assert await redis.run(_PUBLISH, keys, args) == [b"life", b"1000", b"0"]
-    assert await redis.run(_PUBLISH, keys, args) == [b"life", b"1000", b"2"]
-    header = parse_header(await redis.execute("HGET", "{q}:book", ""))
+    frame = ["PUBLISH", "", "", "body", 2, "a", "- 1", "b", "- 2"]
+    args = ["life", "me.1", 1, 2, 1000, 10, 1, *frame]
+    assert await redis.run(_PUBLISH, keys, args) == [b"life", b"1000", b"0", 0]
+    assert await redis.run(_PUBLISH, keys, args) == [b"life", b"1000", b"2", 0]
+    header = parse_header(await redis.run(_LOOK, keys[:1]))
     assert (header.life, header.version, header.streams) == ("life", 1001, {"me.1": 2})
+    assert await redis.execute("HMGET", keys[0], "a", "b") == [b"1001 2 1000 me.1 1", b"1001 2 1000 me.1 2"]
     assert await redis.execute("XLEN", "{q}:log") == 1
-    later = ["life", "me.1", 3, 1, 900, 10, 0, "PUBLISH", "body", "a", "1"]  # a clock that went back
-    assert await redis.run(_PUBLISH, keys, later) == [b"life", b"1002", b"2"]
-    wiser = ["life", "me.1", 4, 1, 900, 10, 5000, "PUBLISH", "body", "a", "1"]  # the producer knows of a newer version
-    assert await redis.run(_PUBLISH, keys, wiser) == [b"life", b"5001", b"3"]
+    later = ["life", "me.1", 3, 2, 900, 10, 901, *frame]  # a clock that went back
+    assert await redis.run(_PUBLISH, keys, later) == [b"life", b"1002", b"2", 0]
+    wiser = ["life", "me.1", 5, 2, 900, 10, 5001, *frame]  # the producer knows of a newer version
+    assert await redis.run(_PUBLISH, keys, wiser) == [b"life", b"5001", b"4", 0]
 
 
 async def test_cancelled_waiting_loses_nothing(redis):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aegis.errors import PayloadError
 from aegis.redis import Gap, PubSub, Update
 from aegis.redis.broadcast.conflating import Latest, Merge
-from aegis.redis.broadcast.outbox import PARCEL_TICKS_MAX, ConflatingOutbox, Outbox
+from aegis.redis.broadcast.outbox import PARCEL_BYTES_MAX, PARCEL_TICKS_MAX, ConflatingOutbox, Outbox
 from aegis.redis.broadcast.partition import Partition, State, Verdict
 from aegis.redis.broadcast.rings import All, TradeSafe
 from aegis.redis.broadcast.wire import Frame, Header
@@ -292,7 +292,7 @@ def test_outbox_keeps_everything_in_parcels():
     while (parcel := outbox.take()) is not None:
         seen += [int(payload) for payload in parcel.payloads]
     assert seen == list(range(2 * PARCEL_TICKS_MAX + 1))
-    assert outbox.add("a", b"x" * 70_000, True) is True
+    assert outbox.add("a", b"x" * PARCEL_BYTES_MAX, True) is True
     assert outbox.take().kinds == "t"
 
 

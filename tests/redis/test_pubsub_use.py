@@ -9,7 +9,7 @@ import pytest
 from broadcast_events import collect, eventually
 
 from aegis.config import RedisConfig
-from aegis.errors import ClosedError, PayloadError
+from aegis.errors import ClosedError, PayloadError, TopicPartitionsError
 from aegis.redis import PubSub, Redis
 from aegis.testing import FaultProxy
 
@@ -31,19 +31,44 @@ async def test_patterns_and_keys_select_snapshot_and_ticks(redis):
 
 
 async def test_subscriber_of_one_key_listens_to_its_partition_only(redis):
-    """Fifteen of sixteen partitions cost it nothing; leaving ends the listening."""
-    async with PubSub(redis) as bus:
-        other = next(
-            key for key in map(str, range(100)) if bus._names.partition_of(key) != bus._names.partition_of("a")
-        )
+    """Where a topic has several, the other partitions cost it nothing; leaving ends the listening."""
+    config = redis.config.model_copy(update={"topic_partitions": 4})
+    async with Redis(config) as client, PubSub(client) as bus, PubSub(client) as other_bus:
+        names = bus._names
+        other = next(key for key in map(str, range(100)) if names.partition_of(key) != names.partition_of("a"))
+        async with (
+            bus.subscribe("a", type=int, policy="all") as updates,
+            bus.subscribe(type=int, policy="all") as everything,
+        ):
+            assert (await bus.subscribers("a"), await bus.subscribers(other)) == (1, 1)
+            for number, key in enumerate(("a", other, "a")):
+                await other_bus.publish(key, number)
+                await other_bus.flush()
+            assert [event.value for event in await collect(updates, 2)] == [0, 2]
+            assert sorted(event.value for event in await collect(everything, 3)) == [0, 1, 2]
         async with bus.subscribe("a"):
-            assert (await bus.subscribers("a"), await bus.subscribers(other)) == (1, 0)
-            async with bus.subscribe("a"):
-                pass
+            async with asyncio.timeout(20):
+                while await bus.subscribers(other):
+                    await asyncio.sleep(0.005)
             assert await bus.subscribers("a") == 1
         async with asyncio.timeout(20):
             while await bus.subscribers("a"):
                 await asyncio.sleep(0.005)
+
+
+async def test_processes_that_disagree_about_partitions_are_told(redis, caplog):
+    """They would never meet. The second to open raises; who is open when Redis forgets is told in the log."""
+    config = redis.config.model_copy(update={"topic_partitions": 4})
+    async with Redis(config) as other, PubSub(redis) as bus:
+        message = "topic 'quotes' has partitions: 1, by the key 'aegis:quotes:partitions', and this process asks for 4"
+        with pytest.raises(TopicPartitionsError, match=message):
+            await PubSub(other).__aenter__()
+        async with PubSub(other, topic="another"):
+            pass
+        await redis.execute("FLUSHALL")
+        async with PubSub(other):
+            await bus._pulse._compare_partitions()
+    assert "and this process asks for 1; give all its processes the same REDIS_TOPIC_PARTITIONS" in caplog.text
 
 
 async def test_urgent_ticks_are_trades_and_none_is_lost(redis):

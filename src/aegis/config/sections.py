@@ -77,6 +77,9 @@ class RedisConfig(Addressed):
     max_in_flight: PositiveInt = var(65_536, "most commands in flight on one connection; further callers wait")
     max_in_flight_bytes: Size = var(64 * 1024 * 1024, "most bytes of commands in flight; further callers wait")
     max_reply_bytes: Size = var(512 * 1024 * 1024, "largest reply accepted; a larger one closes the connection")
+    topic_partitions: Annotated[Int, Field(ge=0, le=1024)] = var(
+        0, "partitions of each broadcast topic, the same in all processes; 0: 1 on one server, 16 on a cluster"
+    )
 
     @classmethod
     def spelled(cls, url: str) -> dict[str, Any]:

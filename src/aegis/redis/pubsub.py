@@ -1,8 +1,8 @@
 """
 The broadcast of quotes: the newest value always arrives, every loss is reported, a slow reader hurts only itself.
 
-A topic has partitions. What is published waits a few milliseconds in the outbox of its partition and leaves as one
-*frame*, stored and announced in one step. The room behind this file:
+A topic has partitions: one, or on a cluster several. What is published waits a few milliseconds in the outbox of its
+partition and leaves as one *frame*, stored and announced in one step. The room behind this file:
 
     broadcast/wire        names, frames, stored values: their form
     broadcast/outbox      what waits to be sent       lane      the way of one partition to the server
@@ -12,6 +12,7 @@ A topic has partitions. What is published waits a few milliseconds in the outbox
     broadcast/subscription  one consumer's side       receiver  one connection, all partitions, repairs
     broadcast/forgetting  last values that end
     broadcast/pulse       the heartbeat that both sides compare with      replay    from a topic's log
+    broadcast/agreement   how many partitions a topic has
 
 Rejected: one message per tick (the cost is per message), versions by the producer's clock (two producers disagree),
 `SET` and `PUBLISH` apart (stored but never announced), versions by a counter alone (they go back when the server loses
@@ -21,6 +22,7 @@ its data).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import uuid
 from collections.abc import Iterable
@@ -29,7 +31,8 @@ from typing import Any, Self
 
 import msgspec
 
-from aegis.errors import PayloadError, UnsentTicksError
+from aegis.errors import PayloadError, RedisError, UnsentTicksError
+from aegis.redis.broadcast.agreement import agree
 from aegis.redis.broadcast.buffers import RING
 from aegis.redis.broadcast.clock import ServerClock
 from aegis.redis.broadcast.forgetting import Forgetting
@@ -84,22 +87,22 @@ class PubSub:
         if outbox_max < 1 or flush_ms < 0 or log_frames < 0:
             raise ValueError(f"{outbox_max=}, {flush_ms=} and {log_frames=} must be at least 1, 0 and 0")
         self._redis, self._conflate = redis, conflate
-        self._names = Names(prefix, topic, sharded=redis.sharded)
+        self._names = names = Names.of(redis, prefix, topic)
         self._close_timeout_s = close_timeout
-        self._clock = ServerClock()
+        self._clock = clock = ServerClock()
         self._producer = Producer(
             redis,
-            self._names,
-            self._clock,
+            names,
+            clock,
             name,
             flush_s=flush_ms / 1000,
             outbox_max=outbox_max,
             conflate=conflate,
             log_frames=log_frames,
         )
-        self._receiver = Receiver(redis, self._names, self._clock)
-        self._pulse = Pulse(redis, self._names, self._clock, self._producer, self._receiver)
-        self._forgetting = Forgetting(redis, self._names, self._producer, keep_s) if keep_s is not None else None
+        self._receiver = Receiver(redis, names, clock)
+        self._pulse = Pulse(redis, names, clock, self._producer, self._receiver)
+        self._forgetting = Forgetting(redis, names, clock, self._producer, keep_s) if keep_s is not None else None
         self._open = self._used = False
 
     def __repr__(self) -> str:
@@ -117,6 +120,8 @@ class PubSub:
             raise RuntimeError("a PubSub is opened once; make another")
         self._used = True
         if self._redis.enabled:
+            with contextlib.suppress(RedisError):  # an outage; the pulse asks again
+                await agree(self._redis, self._names)
             self._open = True
             self._producer.open()
             self._forget = self._redis.on_close(self._end)
@@ -154,7 +159,7 @@ class PubSub:
                 return
             await producer.wait_for_room(timeout)
         if producer.put(key, value, urgent if trade is None else trade, urgent):
-            await asyncio.sleep(0)  # a frame is full: who publishes in a tight loop lets the connection work
+            await asyncio.sleep(0)  # who publishes in a tight loop lets the connection work
 
     async def flush(self, timeout: float | None = None) -> None:
         """

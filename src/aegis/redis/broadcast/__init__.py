@@ -11,6 +11,7 @@ Behind `aegis.redis.pubsub`: states and owners of the broadcast.
 | what waits for a consumer | its `Subscription` | joining, live, ended |
 | heartbeats | `Pulse`'s task | - |
 | the end of old values | `Forgetting`'s task | - |
+| number of partitions | Redis: the first process sets it | unset, set |
 
 Data flows producer -> lane -> server -> receiver -> audience -> subscription. Nothing flows back but acknowledgements
 to the lane and the answers to heartbeats.

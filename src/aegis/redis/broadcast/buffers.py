@@ -10,7 +10,7 @@ was folded is never decoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
@@ -31,6 +31,7 @@ class Buffer(Protocol):
     conflated: int  #: ticks folded into newer ones
     evicted: int  #: updates dropped from a full ring
     overflowed: bool  #: the ring was full, and that ends the subscription
+    ready: Iterator[Update]  #: what comes next, where that has been decoded already; empty: ask `take`
 
     def __len__(self) -> int: ...
     def offer(self, frame: Frame, places: Sequence[int]) -> None:

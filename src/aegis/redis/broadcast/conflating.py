@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -32,6 +32,7 @@ class Latest:
         self._free_at: dict[str, float] = {}
         self.conflated = self.evicted = 0
         self.overflowed = False
+        self.ready: Iterator[Update] = iter(())
 
     def __len__(self) -> int:
         return len(self._ready) + len(self._held) + len(self._losses)

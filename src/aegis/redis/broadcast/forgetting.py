@@ -14,6 +14,7 @@ import time
 
 from aegis.errors import RedisError
 from aegis.redis._script import load_script
+from aegis.redis.broadcast.clock import ServerClock
 from aegis.redis.broadcast.producer import Producer
 from aegis.redis.broadcast.wire import Names
 from aegis.redis.client import Redis
@@ -29,8 +30,8 @@ _LAST_LOOK_S = 0.5
 class Forgetting:
     """The periodic task of a `PubSub` with `keep_s`."""
 
-    def __init__(self, redis: Redis, names: Names, producer: Producer, keep_s: float) -> None:
-        self._redis, self._names, self._producer = redis, names, producer
+    def __init__(self, redis: Redis, names: Names, clock: ServerClock, producer: Producer, keep_s: float) -> None:
+        self._redis, self._names, self._clock, self._producer = redis, names, clock, producer
         self._keep_us, self._every_s = round(keep_s * 1e6), keep_s / _LOOKS
         self._looked_at: dict[int, float] = {}
         self._task: asyncio.Task[None] | None = None
@@ -69,6 +70,7 @@ class Forgetting:
                 log.debug("broadcast %s: partition %d forgets later: %s", self._names.topic, lane.number, exc)
             else:
                 self._looked_at[lane.number] = now
+                lane.forget(self._clock.now_us() - self._keep_us)
 
 
 __all__ = ["Forgetting"]

@@ -2,9 +2,10 @@
 The way of one partition's ticks to the server: an outbox, one task, one frame in flight.
 
 States: idle -> sending -> idle; a frame whose outcome is unknown is sent again until it is known, and published once,
-because the script remembers how far the stream has come. When an answer shows that the server has lost what it had
-acknowledged (another life of the data, or a stream that went back: a restart, a flush, a failover), the lane writes its
-book again before it goes on. Only the lane's task talks to the server for it, so nothing here can overtake.
+because the script remembers how far the stream has come. After a reconnection, and when an answer shows that the server
+has lost what it had acknowledged (another life of the data, or a stream that went back: a restart, a flush, a
+failover), the lane writes its book again before it goes on. Only the lane's task talks to the server for it, so nothing
+here can overtake.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from aegis.redis._script import load_script
 from aegis.redis._shared import Argument
 from aegis.redis.broadcast.clock import ServerClock
 from aegis.redis.broadcast.outbox import ConflatingOutbox, Outbox, Parcel
-from aegis.redis.broadcast.wire import Body, Header, Names, pack_body, stored_value
+from aegis.redis.broadcast.turn import Turn
+from aegis.redis.broadcast.wire import Body, Header, Names, pack_body, stored_at_us, stored_prefix
 from aegis.redis.client import Redis
 
 log = logging.getLogger("aegis.redis")
 
-_PUBLISH, _RESTORE = load_script("quotes_publish"), load_script("quotes_restore")
+_PUBLISH, _RESTORE = load_script("quotes_header", "quotes_publish"), load_script("quotes_header", "quotes_restore")
 _RETRY = Backoff(base_s=0.05, cap_s=1.0)
 _RESTORE_AT_ONCE = 500
 #: Behind a frame in flight, ticks are gathered for so long before they become another frame.
@@ -63,23 +65,25 @@ class Lane:
         self.outbox: Outbox | ConflatingOutbox = (
             Outbox() if shared.on_fold is None else ConflatingOutbox(shared.on_fold)
         )
-        self._book: dict[str, tuple[tuple[int, int, int], bytes]] = {}  # key -> (version, seq, at), payload
+        self._book: dict[str, bytes] = {}  # the newest value of each key, as it is stored
         self._life = ""
         self._seq = 0  # of the newest tick that the server has taken
         self._version = 0  # newest that we know of the partition
         self._newest_frame = (0, 0)  # its version, its time
+        self._turn = Turn(shared.stream)
+        self._book_on = 0  # the connection over which the server has shown that it holds our book
         self._sending = False
         self._lost_data = False
         self._hurry = False  # the open parcel must not wait for the regular flush
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
-        self.accepted = self.taken = self.frames = self.restored = 0
+        self.taken = self.frames = self.restored = 0
         self.cause = ""
 
     def __repr__(self) -> str:
         state = "sending" if self._sending else "idle"
-        return f"<Lane {self.number} {state} pending={self.accepted - self.taken} seq={self._seq}>"
+        return f"<Lane {self.number} {state} pending={self.outbox.accepted - self.taken} seq={self._seq}>"
 
     # --- the publisher's side: never waits ---
 
@@ -100,18 +104,26 @@ class Lane:
 
     async def wait_taken(self) -> None:
         """Return when the server has taken everything accepted so far."""
-        if self.taken >= self.accepted:
+        accepted = self.outbox.accepted
+        if self.taken >= accepted:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((self.accepted, future))
+        self._waiters.append((accepted, future))
         self.leave_now()
         await future
 
     def audit(self, header: Header) -> None:
-        """What the server says about the partition: is all there that it had acknowledged?"""
-        if self._life and (header.life != self._life or header.streams.get(self._stream, 0) < self._seq):
+        """What the server says about the partition: is all there that it had acknowledged, and is it the same one?"""
+        if not self._life:
+            return
+        behind = header.life != self._life or header.streams.get(self._stream, 0) < self._seq
+        if behind or self._connection != self._book_on:
             self._lost_data = True
             self._start()
+
+    def forget(self, before_us: int) -> None:
+        """Values from before this time shall not be written again."""
+        self._book = {key: value for key, value in self._book.items() if stored_at_us(value) >= before_us}
 
     async def close(self) -> None:
         """Stop; what is pending stays unsent."""
@@ -160,51 +172,67 @@ class Lane:
             self._sending = False
 
     async def _send(self, parcel: Parcel) -> None:
-        seq, at_us = self._seq + 1, self._shared.clock.at_us(parcel.born)
+        count, seq, at_us = len(parcel), self._seq + 1, self._shared.clock.at_us(parcel.born)
+        version = max(self._version + 1, at_us)  # as we propose
         folded = parcel.folded if any(parcel.folded) else []
         body = pack_body(Body(self._stream, seq, parcel.kinds, folded, parcel.keys, parcel.payloads))
         newest = dict(zip(parcel.keys, parcel.payloads, strict=True))
-        args: list[Argument] = [uuid.uuid4().hex, self._stream, seq, len(parcel), at_us, self._shared.log_frames]
-        args += (self._version, self._names.publish, body)
-        args += itertools.chain.from_iterable(newest.items())
+        prefix = stored_prefix(version + count - 1, seq + count - 1, at_us, self._stream)
+        values = {key: prefix + payload for key, payload in newest.items()}
+        head: list[Argument] = [self._stream, seq, count, at_us, self._shared.log_frames, version, self._names.publish]
+        tail: list[Argument] = [body, len(prefix)]
+        tail += itertools.chain.from_iterable(values.items())
 
         async def publish() -> None:
-            reply = await self._redis.run(_PUBLISH, self._keys, args, idempotent=True)
-            self._answered(parcel, newest, seq, at_us, reply)
+            connection = self._connection
+            turn, unseen = self._turn.ask(connection, known=at_us >= 0 and newest.keys() <= self._book.keys())
+            args = [uuid.uuid4().hex, *head, turn, self._life if unseen else "", *tail]
+            reply = await self._redis.run(_PUBLISH, self._keys, args, idempotent=not unseen)
+            self._turn.answered(turn, connection, reply[3])
+            decided = self._answered(parcel, seq, at_us, reply)
+            if decided != prefix:
+                self._book.update({key: decided + payload for key, payload in newest.items()})
+            else:
+                self._book.update(values)
 
         await self._until_taken(publish)
 
-    def _answered(self, parcel: Parcel, newest: dict[str, bytes], seq: int, at_us: int, reply: list[bytes]) -> None:
-        """The server has taken a frame: remember it, and look whether it still has those before."""
+    def _answered(self, parcel: Parcel, seq: int, at_us: int, reply: list[bytes]) -> bytes:
+        """
+        The server has taken a frame: remember it, and look whether it still has those before.
+
+        Returns what now stands before its payloads.
+        """
         life, version, had = reply[0].decode(), int(reply[1]), int(reply[2])
         count = len(parcel)
         last = seq + count - 1
         if had != last:  # else it had been taken before, and only the answer was lost
             self._lost_data = self._lost_data or had != self._seq or (bool(self._life) and life != self._life)
+        if not self._life:
+            self._book_on = self._connection
         self._life, self._seq, self._version = life, last, max(self._version, version + count - 1)
         at_us = version if at_us < 0 else at_us  # the server's own time then, which is what a version is
         self._newest_frame = (version, at_us)
-        head = (version + count - 1, last, at_us)
-        self._book.update(zip(newest, zip(itertools.repeat(head), newest.values(), strict=False), strict=True))
-        folded = sum(parcel.folded)
-        self.taken += count + folded
+        self.taken += count + sum(parcel.folded)
         self.frames += 1
         self._shared.on_taken(count)
         while self._waiters and self._waiters[0][0] <= self.taken:
             _, future = self._waiters.pop(0)
             if not future.done():
                 future.set_result(None)
+        return stored_prefix(version + count - 1, last, at_us, self._stream)
 
     async def _restore(self) -> None:
         """Write the book again: under its old versions, and only where the server has nothing as new."""
-        self._lost_data = False
+        self._lost_data, connection = False, self._connection
+        self._turn.end()
         fields = list(self._book.items())
         version, at_us = self._newest_frame
         try:
             for start in range(0, len(fields), _RESTORE_AT_ONCE):
-                flat: list[str | bytes] = []
-                for key, ((newest, seq, at), payload) in fields[start : start + _RESTORE_AT_ONCE]:
-                    flat += (key, stored_value(newest, seq, at, self._stream, payload))
+                flat: list[Argument] = []
+                for field in fields[start : start + _RESTORE_AT_ONCE]:
+                    flat += field
                 head: list[Argument] = [
                     self._names.publish,
                     uuid.uuid4().hex,
@@ -217,6 +245,7 @@ class Lane:
                 reply = await self._redis.run(_RESTORE, self._keys[:2], [*head, *flat], idempotent=True)
                 self._life = reply[0].decode()
                 self.restored += reply[1]
+            self._book_on = connection
         except BaseException:
             self._lost_data = True
             raise
@@ -229,14 +258,18 @@ class Lane:
                 await work()
             except RedisError as exc:
                 attempt, self.cause = attempt + 1, str(exc)
-                if attempt == 1:
+                if attempt == 2:  # the first may be a frame whose answer was lost with the connection
                     log.warning("broadcast %s: cannot publish, trying on: %s", self._names.topic, exc)
             else:
-                if attempt:
+                if attempt > 1:
                     log.info("broadcast %s: publishing again after %d attempts", self._names.topic, attempt)
                 self.cause = ""
                 return
             await asyncio.sleep(_RETRY.delay_s(attempt))
+
+    @property
+    def _connection(self) -> int:
+        return self._redis.connection_for(self._names.book(self.number))
 
     @property
     def _keys(self) -> list[str]:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 
-#: A parcel is closed when it holds so many ticks or bytes, whichever comes first.
-PARCEL_TICKS_MAX = 1000
-PARCEL_BYTES_MAX = 64 * 1024
+#: A parcel is closed when it holds so many ticks or bytes. Only a publisher at full speed, or one
+#: that Redis keeps waiting, gets there: a large frame stores a key that comes often in it once.
+PARCEL_TICKS_MAX = 8192
+PARCEL_BYTES_MAX = 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -58,9 +59,15 @@ class Outbox:
     def __init__(self) -> None:
         self._open: Parcel | None = None
         self._closed: deque[Parcel] = deque()
+        self._accepted = 0  # without the open parcel
 
     def __len__(self) -> int:
         return sum(map(len, self._closed)) + (len(self._open) if self._open else 0)
+
+    @property
+    def accepted(self) -> int:
+        """How many ticks it has ever taken."""
+        return self._accepted + (len(self._open) if self._open else 0)
 
     def add(self, key: str, payload: bytes, trade: bool) -> bool:
         """Take a tick. Returns whether a parcel is full and should leave."""
@@ -74,8 +81,7 @@ class Outbox:
         parcel.payloads.append(payload)
         parcel.size = size = parcel.size + len(payload)
         if size >= PARCEL_BYTES_MAX or len(keys) >= PARCEL_TICKS_MAX:
-            self._closed.append(parcel)
-            self._open = None
+            self.close_parcel()
             return True
         return False
 
@@ -83,6 +89,7 @@ class Outbox:
         """Let the open parcel leave, if it was born before."""
         if self._open is not None and self._open.born < older_than:
             self._closed.append(self._open)
+            self._accepted += len(self._open)
             self._open = None
 
     def take(self) -> Parcel | None:
@@ -111,6 +118,7 @@ class ConflatingOutbox:
         self._on_fold, self._clock = on_fold, clock
         self._entries: dict[object, _Waiting] = {}  # in the order of the newest tick
         self._may_leave = False
+        self.accepted = 0  # how many ticks it has ever taken
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -118,6 +126,7 @@ class ConflatingOutbox:
     def add(self, key: str, payload: bytes, trade: bool) -> bool:
         """Take a tick, as `Outbox.add`."""
         now = self._clock()
+        self.accepted += 1
         older = self._entries.pop(key, None)
         if trade:
             if older is not None:  # the quote that the trade followed goes first, and is conflated no more

@@ -25,6 +25,8 @@ from aegis.redis.client import Redis
 #: Most ticks that wait for the server; then `publish` waits.
 OUTBOX_MAX = 65_536
 FLUSH_S = 0.005
+#: Who publishes in a tight loop gives way once in so many ticks that wait, less one: about a millisecond.
+_YIELD_MASK = 1023
 
 
 class Producer:
@@ -63,14 +65,13 @@ class Producer:
     # --- what users call ---
 
     def put(self, key: str, value: Any, trade: bool, urgent: bool) -> bool:
-        """Put a tick into its lane's outbox, while not `blocked`. Returns whether that made a frame full."""
+        """Put a tick into its lane's outbox, while not `blocked`. Returns whether it is time to let others work."""
         try:
             payload = self._encode(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             raise PayloadError(key, f"cannot be published as JSON: {exc}") from exc
         lane = self._lane_of.get(key) or self._find_lane(key)
         full = lane.outbox.add(key, payload, trade)
-        lane.accepted += 1
         self.pending = pending = self.pending + 1
         if pending >= self._outbox_max:
             self.blocked = True
@@ -80,7 +81,7 @@ class Producer:
             lane.leave()
         elif self._flush_timer is None:
             self._flush_timer = asyncio.get_running_loop().call_later(self._flush_s, self._flush_lanes)
-        return full
+        return full or not pending & _YIELD_MASK
 
     async def wait_for_room(self, timeout: float | None) -> None:
         """
@@ -154,8 +155,8 @@ class Producer:
     # --- inside ---
 
     def _find_lane(self, key: str) -> Lane:
-        if not key:
-            raise ValueError("the key of a tick must not be empty")
+        if not key or key.startswith("\0"):
+            raise ValueError(f"the key of a tick must not be empty or begin with NUL: {key!r}")
         number = self._names.partition_of(key)
         lane = self._lanes.get(number)
         if lane is None:

@@ -13,9 +13,12 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Coroutine
+from typing import Any
 
-from aegis.errors import ClosedError, RedisError
+from aegis.errors import ClosedError, RedisError, TopicPartitionsError
 from aegis.redis._script import load_script
+from aegis.redis.broadcast.agreement import agree
 from aegis.redis.broadcast.clock import ServerClock
 from aegis.redis.broadcast.producer import Producer
 from aegis.redis.broadcast.receiver import Receiver
@@ -24,10 +27,11 @@ from aegis.redis.client import Redis
 
 log = logging.getLogger("aegis.redis")
 
-_HEARTBEAT = load_script("quotes_heartbeat")
+_HEARTBEAT = load_script("quotes_header", "quotes_heartbeat")
 #: Asked for so often, answered and compared within the rest of a second: the contract's bound for a lost tail.
 EVERY_S = 0.5
 _AUDIT_EVERY_S = 1.0
+_AGREE_EVERY_S = 5.0
 #: How long after the answer a heartbeat may still be on its way on the feed.
 _GRACE_S = 0.25
 
@@ -39,6 +43,8 @@ class Pulse:
         self._redis, self._names, self._clock = redis, names, clock
         self._producer, self._receiver = producer, receiver
         self._audited_at: dict[int, float] = {}
+        self._agreed_at = 0.0
+        self._agree = True  # what was found last
         self._asking: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -59,10 +65,29 @@ class Pulse:
         while True:
             now = time.monotonic()
             for partition in self._due(now):
-                task = asyncio.get_running_loop().create_task(self._ask(partition))
-                self._asking.add(task)
-                task.add_done_callback(self._asking.discard)
+                self._spawn(self._ask(partition))
+            if now - self._agreed_at >= _AGREE_EVERY_S:
+                self._agreed_at = now
+                self._spawn(self._compare_partitions())
             await asyncio.sleep(EVERY_S * random.uniform(0.8, 1.0))  # so that processes do not ask in the same moment
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _compare_partitions(self) -> None:
+        """The server may have lost the number since the bus was opened, and another process have set its own."""
+        try:
+            await agree(self._redis, self._names)
+        except TopicPartitionsError as exc:
+            if self._agree:
+                log.error("broadcast %s: %s", self._names.topic, exc)  # noqa: TRY400 - it says everything
+            self._agree = False
+        except (ClosedError, RedisError):
+            return  # if we are still here, it is asked again
+        else:
+            self._agree = True
 
     def _due(self, now: float) -> list[int]:
         """The partitions that were not heard, or whose lanes have not been audited, for long enough."""

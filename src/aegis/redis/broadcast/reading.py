@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import islice
 
+from aegis.redis._script import load_script
 from aegis.redis.broadcast.subscription import Wanted
-from aegis.redis.broadcast.wire import Frame, Header, Names, parse_frame, parse_header, parse_stored
+from aegis.redis.broadcast.wire import Frame, Header, Names, is_key, parse_frame, parse_header, parse_stored
 from aegis.redis.client import Redis
 
+_LOOK = load_script("quotes_header", "quotes_look")
 _KEYS_PER_COMMAND = 512
 _SCAN_COUNT = 1000
 _FRAMES_PER_COMMAND = 200
@@ -16,7 +18,7 @@ _FRAMES_PER_COMMAND = 200
 
 async def read_header(redis: Redis, names: Names, partition: int) -> Header:
     """How far the partition has come."""
-    return parse_header(await redis.execute("HGET", names.book(partition), "", idempotent=True))
+    return parse_header(await redis.run(_LOOK, [names.book(partition)], idempotent=True))
 
 
 async def read_values(redis: Redis, names: Names, partition: int, keys: Collection[str] | None) -> list[Frame]:
@@ -68,7 +70,7 @@ async def _scan(redis: Redis, names: Names, partition: int) -> list[Frame]:
             "HSCAN", names.book(partition), cursor, "COUNT", _SCAN_COUNT, idempotent=True
         )
         pairs = zip(flat[::2], flat[1::2], strict=True)
-        for frame in _frames(partition, [(key.decode(), value) for key, value in pairs if key]):
+        for frame in _frames(partition, [(key.decode(), value) for key, value in pairs if is_key(key)]):
             found[frame.keys[0]] = frame
         if cursor == b"0":
             return list(found.values())

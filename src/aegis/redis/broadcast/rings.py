@@ -16,6 +16,10 @@ from aegis.redis.broadcast.buffers import RING, Decode, Losses, update_of
 from aegis.redis.broadcast.records import Gap, Update
 from aegis.redis.broadcast.wire import Frame
 
+#: So many ticks of a frame are decoded at once; what their consumer does with them takes longer than that.
+_BATCH = 256
+_NOTHING: Iterator[Update] = iter(())
+
 
 class TradeSafe:
     """
@@ -33,6 +37,7 @@ class TradeSafe:
         self._order = 0
         self.conflated = self.evicted = 0
         self.overflowed = False
+        self.ready: Iterator[Update] = iter(())
 
     def __len__(self) -> int:
         return len(self._ring) + len(self._quotes) + len(self._losses) + len(self._dropped)
@@ -92,7 +97,7 @@ class All:
     """
     Every tick, in order, in a bounded ring of frames; the ring drops its oldest ticks, or ends the subscription.
 
-    A frame is decoded as a whole when its first tick is taken: one call for many ticks.
+    Ticks of a frame are decoded by the batch when the first of them is taken: one call for many.
     """
 
     def __init__(self, type_: Any, ring: int = RING, *, end_on_overflow: bool = False) -> None:
@@ -102,15 +107,16 @@ class All:
         self._dropped = Losses()
         self._lossy = False  # whether `_dropped` holds anything
         self._ring: deque[tuple[Frame, Sequence[int]] | Gap] = deque()  # without what is being taken
-        self._ready: Iterator[Update] = iter(())  # what is being taken
+        self._batch: Iterator[Update] = _NOTHING  # what is being taken
         self._frame: Frame | None = None  # of which it is,
         self._places: Sequence[int] = ()  # and which of its ticks
+        self.ready = self._batch  # the batch, unless something was dropped: then that is told first
         self._waiting = 0  # in the ring
         self.conflated = self.evicted = 0
         self.overflowed = False
 
     def __len__(self) -> int:
-        return self._waiting + length_hint(self._ready) + len(self._dropped)
+        return self._waiting + length_hint(self._batch) + len(self._dropped)
 
     def offer(self, frame: Frame, places: Sequence[int]) -> None:
         """See `Buffer`."""
@@ -136,8 +142,10 @@ class All:
         if self._lossy:
             gap = self._dropped.take()
             self._lossy = len(self._dropped) > 0
+            if not self._lossy:
+                self.ready = self._batch
             return gap
-        for update in self._ready:
+        for update in self.ready:
             return update
         if not self._ring:
             return None
@@ -145,9 +153,13 @@ class All:
         if isinstance(first, Gap):
             self._waiting -= 1
             return first
-        self._frame, self._places = first
-        self._waiting -= len(self._places)
-        self._ready = self._updates(*first)
+        frame, places = first
+        if len(places) > _BATCH:
+            self._ring.appendleft((frame, places[_BATCH:]))
+            places = places[:_BATCH]
+        self._frame, self._places = frame, places
+        self._waiting -= len(places)
+        self.ready = self._batch = self._updates(frame, places)
         return self.take()
 
     def due_in_s(self) -> float | None:
@@ -156,9 +168,10 @@ class All:
 
     def _updates(self, frame: Frame, places: Sequence[int]) -> Iterator[Update]:
         """The ticks at these places, decoded."""
-        whole = len(places) == len(frame.keys)
-        payloads = frame.payloads if whole else [frame.payloads[place] for place in places]
-        keys = frame.keys if whole else [frame.keys[place] for place in places]
+        if isinstance(places, range):
+            payloads, keys = frame.payloads[places.start : places.stop], frame.keys[places.start : places.stop]
+        else:
+            payloads, keys = [frame.payloads[place] for place in places], [frame.keys[place] for place in places]
         try:
             values = self._decode_many(b"[%s]" % b",".join(payloads))
         except msgspec.DecodeError:
@@ -174,19 +187,19 @@ class All:
 
     @property
     def _excess(self) -> int:
-        return self._waiting + length_hint(self._ready) - self._size
+        return self._waiting + length_hint(self._batch) - self._size
 
     def _drop_oldest(self, excess: int) -> None:
         """Drop what stands first, as far as the ring is too full: of what is being taken, a report, a frame."""
-        self._lossy = True
-        rest = length_hint(self._ready)
+        self._lossy, self.ready = True, _NOTHING
+        rest = length_hint(self._batch)
         if rest:
             assert self._frame is not None
             count = min(excess, rest)
             self._forget(self._frame, self._places[-rest:][:count])
             for _ in range(count):
                 with contextlib.suppress(PayloadError):
-                    next(self._ready)
+                    next(self._batch)
             return
         oldest = self._ring.popleft()
         if isinstance(oldest, Gap):

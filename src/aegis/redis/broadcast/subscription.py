@@ -11,6 +11,7 @@ import asyncio
 import fnmatch
 import re
 from collections.abc import Iterable, Sequence
+from operator import length_hint
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
@@ -134,8 +135,13 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Update | Gap:
-        self._turn_left -= 1
-        if not self._turn_left:
+        for event in self._buffer.ready:
+            return event
+        return await self._next()
+
+    async def _next(self) -> Update | Gap:
+        """As `__anext__`, where nothing lies ready."""
+        if self._turn_left <= 0:
             self._turn_left = _YIELD_EVERY
             await asyncio.sleep(0)  # before taking: a cancellation here loses nothing
         while (event := self._buffer.take()) is None:
@@ -144,6 +150,7 @@ class Subscription:
             if self._ended:
                 raise StopAsyncIteration
             await self._wait()
+        self._turn_left -= 1 + length_hint(self._buffer.ready)
         return event
 
     @property

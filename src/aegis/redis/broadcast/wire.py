@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import count
+from typing import Self
 
 import msgspec
 
 from aegis.redis._slots import SLOTS, slot_of_key
+from aegis.redis.client import Redis
 
-PARTITIONS = 16
+#: On a cluster, so that its nodes share the work. On one server each partition only makes frames smaller, of which the
+#: cost is per frame.
+CLUSTER_PARTITIONS, SERVER_PARTITIONS = 16, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +34,14 @@ class Names:
 
     prefix: str
     topic: str
-    partitions: int = PARTITIONS
+    partitions: int = CLUSTER_PARTITIONS
     sharded: bool = False
+
+    @classmethod
+    def of(cls, redis: Redis, prefix: str, topic: str) -> Self:
+        """As configured, or as suits the server: all processes of a topic must come to the same."""
+        default = CLUSTER_PARTITIONS if redis.sharded else SERVER_PARTITIONS
+        return cls(prefix, topic, redis.config.topic_partitions or default, redis.sharded)
 
     @property
     def publish(self) -> str:
@@ -60,6 +70,11 @@ class Names:
         return self._name(partition, "log")
 
     @property
+    def agreed(self) -> str:
+        """Where the number of partitions is kept, so that who disagrees finds out."""
+        return f"{self.prefix}:{self.topic}:partitions"
+
+    @property
     def presence(self) -> str:
         """A channel on which nothing is ever said: those who listen to it are the subscribing processes."""
         return f"{self.prefix}:{self.topic}:subscribers"
@@ -71,9 +86,12 @@ class Names:
 
 @lru_cache(maxsize=4096)
 def _balanced_tag(name: str, partition: int, partitions: int) -> str:
-    """The first of `name:partition`, `name:partition.1`, ... whose slot is in the middle of the partition's part."""
+    """
+    The first of `name:partition/partitions`, with `.1`, `.2`, ... behind, whose slot is in the middle of the
+    partition's part. Another number of partitions has other names: nothing old is found under them.
+    """
     part = SLOTS / partitions
-    candidates = (f"{name}:{partition}{f'.{number}' if number else ''}" for number in count())
+    candidates = (f"{name}:{partition}/{partitions}{f'.{number}' if number else ''}" for number in count())
     return next(tag for tag in candidates if abs(slot_of_key(tag) - (partition + 0.5) * part) <= part / 8)
 
 
@@ -144,9 +162,19 @@ def parse_frame(partition: int, message: bytes) -> Frame:
     return Frame(partition, life, body.stream, seq, int(version), int(at), keys, payloads, body.kinds, body.folded)
 
 
-def stored_value(version: int, seq: int, at_us: int, stream: str, payload: bytes) -> bytes:
-    """A field of the book, as `quotes_publish.lua` writes it."""
-    return b"%d %d %d %s %s" % (version, seq, at_us, stream.encode(), payload)
+def stored_prefix(version: int, seq: int, at_us: int, stream: str) -> bytes:
+    """What stands before the payload in a field of the book: of the last tick of its frame."""
+    return b"%d %d %d %s " % (version, seq, at_us, stream.encode())
+
+
+def stored_at_us(stored: bytes) -> int:
+    """When the value was published."""
+    return int(stored.split(b" ", 3)[2])
+
+
+def is_key(field: bytes) -> bool:
+    """Whether a field of the book is a key with its value; the others belong to the header."""
+    return bool(field) and not field.startswith(b"\0")
 
 
 def parse_stored(partition: int, life: str, key: str, stored: bytes) -> Frame:
@@ -177,7 +205,7 @@ _Header = msgspec.msgpack.Decoder(tuple[str, int, dict[str, tuple[int, int, int]
 
 
 def parse_header(packed: bytes | None) -> Header:
-    """The field "" of a book; an absent one is the header of an empty partition."""
+    """What `quotes_look.lua` and heartbeats say; nothing is the header of an empty partition."""
     if not packed:
         return Header(streams={})
     life, version, streams = _Header.decode(packed)

@@ -1,4 +1,5 @@
--- Write a producer's book again, after the server has lost data: only what is absent or older, under its old versions.
+-- Write a producer's book again, after the server may have lost data: only what is absent or older, under its old
+-- versions.
 -- KEYS[1]  book of the partition, see quotes_publish.lua
 -- KEYS[2]  channel of the partition
 -- ARGV[1]  PUBLISH or SPUBLISH
@@ -8,21 +9,23 @@
 -- ARGV[8..] key, value as stored, key, value, ...
 -- returns  {life, how many were written}; those are announced: "r", life, a newline, and a MessagePack array of
 --          key, value, key, value
+local FIRST = 8
 local function version_of(stored) return tonumber(string.match(stored, '^%d+')) end
-local packed = redis.call('HGET', KEYS[1], '')
-local header = packed and cmsgpack.unpack(packed) or {ARGV[2], 0, {}}
-local fields = {}
-for i = 8, #ARGV, 2 do
-  local old = redis.call('HGET', KEYS[1], ARGV[i])
-  if not old or version_of(old) < version_of(ARGV[i + 1]) then
-    fields[#fields + 1], fields[#fields + 2] = ARGV[i], ARGV[i + 1]
+local header = read_header(KEYS[1], ARGV[2])
+local keys, fields = {}, {}
+for place = FIRST, #ARGV, 2 do keys[#keys + 1] = ARGV[place] end
+local stored = redis.call('HMGET', KEYS[1], unpack(keys))
+for number, key in ipairs(keys) do
+  local mine = ARGV[FIRST + 2 * number - 1]
+  if not stored[number] or version_of(stored[number]) < version_of(mine) then
+    fields[#fields + 1], fields[#fields + 2] = key, mine
   end
 end
-local known = header[3][ARGV[3]]
-if not known or known[1] < tonumber(ARGV[4]) then
-  header[3][ARGV[3]] = {tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])}
-end
-header[2] = math.max(header[2], tonumber(ARGV[7]))
+local known, seq = header[STREAMS][ARGV[3]], tonumber(ARGV[4])
+if #fields == 0 and known and known[1] >= seq then return {header[LIFE], 0} end
+end_turn(KEYS[1], header)
+if not known or known[1] < seq then header[STREAMS][ARGV[3]] = {seq, tonumber(ARGV[5]), tonumber(ARGV[6])} end
+header[NEWEST] = math.max(header[NEWEST], tonumber(ARGV[7]))
 redis.call('HSET', KEYS[1], '', cmsgpack.pack(header), unpack(fields))
-if #fields > 0 then redis.call(ARGV[1], KEYS[2], 'r' .. header[1] .. '\n' .. cmsgpack.pack(fields)) end
-return {header[1], #fields / 2}
+if #fields > 0 then redis.call(ARGV[1], KEYS[2], 'r' .. header[LIFE] .. '\n' .. cmsgpack.pack(fields)) end
+return {header[LIFE], #fields / 2}
