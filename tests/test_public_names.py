@@ -65,6 +65,7 @@ def test_errors_survive_pickling_between_processes():
     for exc in (
         errors.RateLimitTimeoutError("kis", 1.0, 2.5),
         errors.RateLimitLayoutError("kis", 2, 1),
+        errors.TooManyWaitersError("kis", 50_000),
         errors.RedisUnavailableError("h:1", "refused"),
         errors.ServerLostError("h:1", "GET", "reset"),
         errors.ServerReplyError("GET", "WRONGTYPE x"),

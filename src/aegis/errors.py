@@ -207,6 +207,20 @@ class RateLimitTimeoutError(AegisError, TimeoutError):
         return f"limit {self.limit!r} has no permit within {self.timeout_s:.3f} s; next in {self.retry_after_s:.3f} s"
 
 
+class TooManyWaitersError(AegisError):
+    """So many callers wait for permits in this process that one more is refused. Nothing was asked or consumed."""
+
+    def __init__(self, limit: str, waiting_max: int) -> None:
+        super().__init__(limit, waiting_max)
+        self.limit, self.waiting_max = limit, waiting_max
+
+    def __str__(self) -> str:
+        return (
+            f"limit {self.limit!r}: {self.waiting_max} callers wait in this process already; begin fewer at a time, or "
+            f"give the RateLimiter a higher waiting_max"
+        )
+
+
 class RateLimitLayoutError(RedisError):
     """
     Another version of aegis keeps this limit on the same Redis in a layout that this one cannot read.

@@ -2,7 +2,11 @@
 Processes that share one limit: real ones, killed with real signals.
 
 Each is `python limit_fleet.py URL JSON`, where JSON is a `Contender`. It runs so many callers that wait again and
-again, and prints the moment of every release, on CLOCK_MONOTONIC, which all processes share.
+again, and prints the moment of every release, in the time of day, which is also the server's clock.
+
+How a run is judged, so that a loaded machine cannot bend it: the ring on the server has every permit that was ever
+given and not taken back (`remember` makes it keep them), and those are exact to the microsecond; releases come after
+their permits, and not much later.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from typing import Any, Self
 from aegis.config import RedisConfig
 from aegis.errors import RateLimitTimeoutError
 from aegis.redis import Lane, Rate, RateLimit, RateLimiter, Redis
+from aegis.redis._limit_gate import key_name
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Contender:
     cost: int = 1
     timeout: float | None = None
     cancel_per_s: float = 0.0  #: callers cancelled at random, and begun anew
+    hold_s: float = 0.0  #: said before anybody waits; its end, or a moment before, is printed first
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -51,11 +57,16 @@ async def contend(url: str, job: Contender) -> None:
     async with Redis(RedisConfig(url=url)) as redis:
         limiter = RateLimiter(redis, **job.options)
 
+        if job.hold_s:
+            await limiter.hold(limit, job.hold_s)
+            asked = time.time()
+            say(f"{asked + (await limiter.peek(limit)).held_for:.6f}")
+
         async def caller() -> None:
             while True:
                 with contextlib.suppress(RateLimitTimeoutError):
                     await limiter.wait(limit, cost=job.cost, timeout=job.timeout, lane=Lane(job.lane))
-                    released.append(time.monotonic())
+                    released.append(time.time())
                     say(f"{released[-1]:.6f}")
 
         async def canceller() -> None:
@@ -74,7 +85,7 @@ async def contend(url: str, job: Contender) -> None:
             task.cancel()
         await asyncio.gather(cancelling, *tasks, return_exceptions=True)
         stats = limiter.stats()
-    say(json.dumps({"server_calls": stats.server_calls, "granted": stats.granted, "late": stats.late}))
+    say(json.dumps({"server_calls": stats.server_calls, "got": stats.granted + stats.late}))
 
 
 class Fleet:
@@ -122,8 +133,35 @@ class Fleet:
         return self.released
 
     @property
+    def everything(self) -> list[float]:
+        """All moments of release, sorted."""
+        return sorted(moment for moments in self.released for moment in moments)
+
+    @property
     def calls_per_grant(self) -> float:
-        return sum(s["server_calls"] for s in self.stats) / max(1, sum(s["granted"] for s in self.stats))
+        return sum(s["server_calls"] for s in self.stats) / max(1, sum(s["got"] for s in self.stats))
+
+
+async def remember(redis: Redis) -> None:
+    """Let the ring keep every permit of ten minutes. It costs one."""
+    assert (await RateLimiter(redis).allow(RateLimit("fleet", Rate(1_000_000, per=600)))).allowed
+
+
+async def given(redis: Redis) -> list[float]:
+    """When the permits on the server are due, first to last."""
+    ring = key_name("aegis", RateLimit("fleet", Rate(1, per=1)), "") + ":ring"
+    return [int(entry) / 1e6 for entry in reversed(await redis.execute("LRANGE", ring, 0, -1))]
+
+
+def judge(released: Sequence[float], given: Sequence[float], limit: int, per: float, pad: float) -> None:
+    """
+    No window of permits holds more than the limit; nobody goes before his permit; and nobody uses an old one: then
+    there would be more releases in most of a window than a whole one may have.
+    """
+    assert worst_window(given, per + pad - 1e-6) <= limit
+    assert all(went >= due - 0.005 for went, due in zip(sorted(released), given, strict=False))
+    assert len(released) <= len(given)
+    assert worst_window(released, 0.7 * per) <= limit
 
 
 def worst_window(moments: Sequence[float], per: float) -> int:

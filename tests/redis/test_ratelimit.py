@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from aegis.errors import ClosedError, RateLimitTimeoutError
+from aegis.errors import ClosedError, RateLimitTimeoutError, TooManyWaitersError
 from aegis.redis import Lane, Rate, RateLimit, RateLimiter, Redis
 
 
@@ -234,6 +234,24 @@ async def test_impossible_cost_is_refused_before_any_io(redis, cost):
     with pytest.raises(ValueError, match=rf"cost={cost} .*between 1 and 5.*'kis'"):
         await limiter.wait(RateLimit("kis", Rate(5, per=1)), cost=cost)
     assert limiter.stats().server_calls == 0
+
+
+async def test_so_many_wait_and_no_more(redis):
+    """One too many is refused at once, by name, number and remedy; when one leaves, there is room again."""
+    limiter, limit = RateLimiter(redis, waiting_max=3), RateLimit("crowded", Rate(1, per=60))
+    await limiter.wait(limit)
+    tasks = [asyncio.create_task(limiter.wait(limit)) for _ in range(3)]
+    await waiting(limiter, 3)
+    with pytest.raises(TooManyWaitersError, match=r"'crowded': 3 callers wait .* higher waiting_max"):
+        await limiter.wait(limit)
+    tasks[0].cancel()
+    await asyncio.wait(tasks[:1])
+    assert await limiter.wait(limit, key="another account") < 30
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    with pytest.raises(ValueError, match="waiting_max=0"):
+        RateLimiter(redis, waiting_max=0)
 
 
 @pytest.mark.parametrize(("limit", "per"), [(0, 1), (1, 0), (1, -1), (1, math.inf)])

@@ -33,7 +33,8 @@ from aegis.redis._flight import fresh
 from aegis.redis._limit import PAD_S, Lane
 from aegis.redis._limit_bell import Bell
 from aegis.redis._limit_counts import Counts
-from aegis.redis._limit_gate import Gate, Told, Turn
+from aegis.redis._limit_gate import Gate, Turn
+from aegis.redis._limit_outlook import Outlook
 from aegis.redis._limit_queue import Slot, Waiter, WaitQueue, grants_of
 from aegis.redis._local_share import PATIENCE_S, Fallback, Permits
 
@@ -62,8 +63,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self._queue, self._clock = WaitQueue(), gate.clock
-        self._told: dict[Lane, Told] = {}  # lanes in which the server expects us
-        self._ask_at = dict.fromkeys(Lane, 0.0)  # loop time before which it does not
+        self._outlook = Outlook(gate)
         self._asking = False
         self._settling: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -78,7 +78,7 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """Whether it may be forgotten: nobody waits, nothing is held, nothing is under way."""
-        return not (self._asking or len(self._queue) or self._queue.slots or self._told or self._settling)
+        return not (self._asking or len(self._queue) or self._queue.slots or self._outlook.lanes or self._settling)
 
     @property
     def reserved(self) -> int:
@@ -91,13 +91,12 @@ class Dispatcher:
         """Return when `cost` permits are due, with the seconds waited."""
         waiter = Waiter(lane, cost, self._now(), timeout_s, self._loop.create_future())
         count = self._counts.lanes[lane]
-        if waiter.deadline is not None:
-            self._foresee(waiter)
-        self._queue.add(waiter)
-        self._soon()
         expiry = None
         if waiter.deadline is not None:
+            self._foresee(waiter, waiter.deadline)
             expiry = self._loop.call_at(waiter.deadline, self._expire, waiter)
+        self._queue.add(waiter)
+        self._soon()
         count.waiting += 1
         try:
             await waiter.future
@@ -114,29 +113,16 @@ class Dispatcher:
         count.waited_s += waited_s
         return waited_s
 
-    def _foresee(self, waiter: Waiter) -> None:
-        """
-        What is known without asking: whether the deadline cannot be met, or may well be.
-
-        From the server's last words to this lane: when its first and its last permit are due if nobody else takes any.
-        """
-        told = self._told.get(waiter.lane)
-        assert waiter.deadline is not None
-        if told is None:
-            return
+    def _foresee(self, waiter: Waiter, deadline: float) -> None:
+        """What is known without asking: whether the deadline cannot be met, or may well be."""
         place = self._queue.permits_before(waiter.lane) + waiter.cost
-        best = self._clock.local(told.first_us) + self._rounds_s(place - 1)
-        if place > told.permits:
-            best = max(best, self._clock.local(told.last_us) + self._rounds_s(place - told.permits))
-        if best > waiter.deadline:
-            self._refuse(waiter, best - self._now())
-        elif best + max(self._gate.windows_us) / 1e6 <= waiter.deadline:
+        earliest = self._outlook.earliest(waiter.lane, place)
+        if earliest is None:
+            return
+        if earliest > deadline:
+            self._refuse(waiter, earliest - self._now())
+        elif earliest + max(self._gate.windows_us) / 1e6 <= deadline:
             waiter.answered = True
-
-    def _rounds_s(self, permits: int) -> float:
-        """How long so many permits take at least."""
-        rates = zip(self._gate.limit.rates, self._gate.windows_us, strict=True)
-        return max(permits // rate.limit * window_us for rate, window_us in rates) / 1e6
 
     def _refuse(self, waiter: Waiter, retry_after_s: float) -> None:
         self._counts.lanes[waiter.lane].refused += 1
@@ -150,8 +136,8 @@ class Dispatcher:
             self._loop.call_at(waiter.deadline + _ANSWER_GRACE_S, self._expire, waiter)
             return
         if self._queue.remove(waiter):
-            told = self._told.get(waiter.lane)
-            retry_after_s = _RETRY_EVERY_S if told is None else max(0.0, self._clock.local(told.last_us) - now)
+            last = self._outlook.last(waiter.lane)
+            retry_after_s = _RETRY_EVERY_S if last is None else max(0.0, last - now)
             error = RateLimitTimeoutError(self._gate.limit.name, waiter.timeout_s or 0.0, retry_after_s)
             error.__cause__ = self._trouble
             self._counts.lanes[waiter.lane].timed_out += 1
@@ -190,21 +176,17 @@ class Dispatcher:
             self._serve_locally(self._fallback.permits(), now)
             missing = self._queue.uncovered()
         elif not self._asking:
-            leaving = [lane for lane in self._told if not missing[lane]]
-            if any(missing) and (self._queue.open or now >= self._next_ask(missing)):
+            leaving = [lane for lane in self._outlook.lanes if not missing[lane]]
+            if any(missing) and (self._queue.open or now >= self._outlook.next_ask(missing)):
                 self._asking = True
                 self._spawn(self._ask())
             elif leaving:
-                for lane in leaving:
-                    del self._told[lane]
+                self._outlook.leave(leaving)
                 self._give_back(surplus, leaving)
                 surplus = []
         if surplus:
             self._give_back(surplus, ())
         self._set_timer(missing)
-
-    def _next_ask(self, missing: Sequence[int]) -> float:
-        return min((self._ask_at[lane] for lane in Lane if missing[lane]), default=math.inf)
 
     def _release(self, now: float) -> None:
         """Wake those whose permits are due. A slot that we are late for is lost: others count on its moment."""
@@ -221,7 +203,7 @@ class Dispatcher:
         while (waiter := self._queue.first()) is not None:
             due = permits.due(waiter.cost, now)
             if due > now:
-                self._ask_at = dict.fromkeys(Lane, due)
+                self._outlook.ask_from(due)
                 if waiter.deadline is None or due <= waiter.deadline:
                     return
                 self._queue.remove(waiter)
@@ -235,7 +217,7 @@ class Dispatcher:
     def _set_timer(self, missing: Sequence[int]) -> None:
         at = self._queue.slots[0].due if self._queue.slots else math.inf
         if not self._asking:
-            at = min(at, self._next_ask(missing))
+            at = min(at, self._outlook.next_ask(missing))
         if self._timer is not None:
             if self._timer.when() == at:
                 return
@@ -289,11 +271,8 @@ class Dispatcher:
                     self._queue.answer(waiter)
         for grant in turn.grants:
             self._queue.hold(Slot(self._clock.local(grant.due_us), grant, grant.permits))
-        self._told = {told.lane: told for told in turn.told}
-        self._ask_at = dict.fromkeys(Lane, 0.0)
-        for told in turn.told:
-            self._ask_at[told.lane] = self._clock.local(told.back_us)
-        if self._told or self._queue.slots:
+        self._outlook.believe(turn)
+        if turn.told or self._queue.slots:
             self._bell.listen(self._gate.channel, self)
         if turn.held_until_us > turn.now_us:
             self._counts.held_until = max(self._counts.held_until, self._clock.local(turn.held_until_us))
@@ -305,15 +284,15 @@ class Dispatcher:
         """What it may have granted is lost. Ask again in a moment, until all deadlines have passed; or do without."""
         self._counts.outages += 1
         self._trouble = exc
-        self._told = {}
-        self._ask_at = dict.fromkeys(Lane, self._now() + _RETRY_EVERY_S)
+        self._outlook.forget()
+        self._outlook.ask_from(self._now() + _RETRY_EVERY_S)
         if self._fallback is not None:
             self._fallback.failed(exc, asked_at)
             self._queue.drop_all()  # the share opens when nothing that Redis granted can still be used
 
     def _fail_all(self, exc: AegisError) -> None:
         self._trouble = exc if isinstance(exc, RedisError) else None
-        self._told = {}
+        self._outlook.forget()
         for waiter in list(self._queue):
             self._queue.remove(waiter)
             self._fail(waiter, fresh(exc))
@@ -331,7 +310,7 @@ class Dispatcher:
 
     def come(self) -> None:
         """We are next in line, or everything has changed: ask now."""
-        self._ask_at = dict.fromkeys(Lane, 0.0)
+        self._outlook.ask_from(0.0)
         self._soon()
 
     def hold(self, seconds: float) -> None:
@@ -344,8 +323,8 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Everybody who waits gets `ClosedError`; what is held goes back."""
+        slots, leaving = self._queue.drop_all(), self._outlook.lanes
         self._fail_all(ClosedError("Redis"))
-        slots, leaving = self._queue.drop_all(), list(self._told)
         self._closed = True
         for handle in (self._settling, self._timer):
             if handle is not None:

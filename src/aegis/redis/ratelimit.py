@@ -11,6 +11,7 @@ Who owns what:
     scripts/limit_queue.lua   which process is next, by lane                           the server
     _limit_gate.py            what is asked and answered; no state                     one per limit and key
     _limit_dispatcher.py      who waits here, which slots we have; one question at a time   one per limit and key
+    _limit_outlook.py         what the server said last: when to come back, when our permits could be due
     _limit_take.py            callers of `allow` of one turn of the loop               one per limit and key
     _limit_bell.py            "you are next", "hold": one subscription                 one per RateLimiter
     _local_share.py           what happens without Redis                               one per limit and key
@@ -34,6 +35,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
+from aegis.errors import TooManyWaitersError
 from aegis.redis._limit import (
     Decision,
     Lane,
@@ -55,6 +57,8 @@ from aegis.redis.client import Redis
 
 P = ParamSpec("P")
 T = TypeVar("T")
+#: Callers of `wait` in one process: at 5/s, so many are served in three hours. Each weighs about 3 KB with its task.
+WAITING_MAX = 50_000
 #: Keys nobody waits for that are remembered: their clock, their subscription.
 _IDLE_MAX = 256
 
@@ -66,6 +70,8 @@ class RateLimiter:
     Safe to share between tasks of one event loop; its background work ends with the `Redis` it was given. Each object
     is a contender of its own: two in one process share nothing but the server. With Redis disabled every call is
     granted without I/O.
+
+    At most `waiting_max` callers wait in this object, over all limits and keys.
 
     `on_outage` says what happens while Redis cannot be asked. `"wait"`: `wait` goes on trying until its timeout, and
     `allow` raises. `"allow"`: everything is granted. `LocalShare(processes=n)`: this process limits itself to 1/n of
@@ -83,10 +89,14 @@ class RateLimiter:
         *,
         on_outage: OnOutage = "wait",
         exact_after_failover: bool = True,
+        waiting_max: int = WAITING_MAX,
     ) -> None:
         if on_outage not in {"wait", "allow"} and not isinstance(on_outage, LocalShare):
             raise ValueError(f'on_outage={on_outage!r} must be "wait", "allow" or LocalShare(processes=n)')
+        if waiting_max < 1:
+            raise ValueError(f"{waiting_max=} must be at least 1")
         self._redis, self._prefix = redis, prefix
+        self._waiting, self._waiting_max = 0, waiting_max
         self._on_outage, self._exact = on_outage, exact_after_failover
         self._outage: Outage | None = None
         self._fallbacks: dict[tuple[RateLimit, str], Fallback] = {}
@@ -107,6 +117,9 @@ class RateLimiter:
     async def allow(self, limit: RateLimit, key: str = "", cost: int = 1) -> Decision:
         """
         Take `cost` permits if they are due now and nobody waits for them, else consume nothing. Never sleeps.
+
+        Whoever is cancelled before the answer (also by a timeout around it) does not know either: the permits may be
+        consumed, and then serve nobody. Nothing else does; to be cancelled without loss is what `wait` is for.
 
         Raises:
             ValueError: `cost` is not between 1 and the smallest limit.
@@ -136,6 +149,7 @@ class RateLimiter:
 
         Raises:
             ValueError: `cost` is not between 1 and the smallest limit.
+            TooManyWaitersError: `waiting_max` callers wait here already; nothing was asked or consumed.
             RateLimitTimeoutError: they cannot be had within `timeout`; raised as soon as that is known, nothing was
                 consumed.
             ServerReplyError: the server refuses for good (it forbids the script); nothing was consumed.
@@ -145,7 +159,13 @@ class RateLimiter:
         _check_cost(limit, cost)
         if not self._redis.enabled:
             return 0.0
-        return await self._dispatcher(limit, key).wait(cost, timeout, lane)
+        if self._waiting >= self._waiting_max:
+            raise TooManyWaitersError(limit.name, self._waiting_max)
+        self._waiting += 1
+        try:
+            return await self._dispatcher(limit, key).wait(cost, timeout, lane)
+        finally:
+            self._waiting -= 1
 
     def limited(
         self,
