@@ -36,6 +36,7 @@ class EmbeddedCluster(EmbeddedGroup):
         self.primaries, self.replicas = primaries, replicas
         self._options = {"cluster-node-timeout": str(node_timeout_ms), **(options or {})}
         self.nodes: list[EmbeddedValkey] = []
+        self._by_id: dict[str, EmbeddedValkey] = {}
 
     @property
     def url(self) -> str:
@@ -55,6 +56,7 @@ class EmbeddedCluster(EmbeddedGroup):
 
     def _new_node(self) -> EmbeddedValkey:
         options = {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf", "cluster-port": str(free_port())}
+        options["cluster-announce-ip"] = "127.0.0.1"  # wherever a node's connections come from
         # A replica of an idle cluster may have no fresh data link; without this it would not stand for election.
         options["cluster-replica-validity-factor"] = "0"
         options["repl-diskless-sync-delay"] = "0"  # else each first copy waits 5 s for others to join
@@ -63,6 +65,7 @@ class EmbeddedCluster(EmbeddedGroup):
     def _form(self) -> None:
         with self._asking_all(self.nodes) as asks:
             ids = [ask("CLUSTER", "MYID").decode() for ask in asks]
+            self._by_id = dict(zip(ids, self.nodes, strict=True))
             for number, ask in enumerate(asks):
                 ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
                 if number < self.primaries:
@@ -89,7 +92,7 @@ class EmbeddedCluster(EmbeddedGroup):
         return asking(node, self._options.get("requirepass"))
 
     def primary_of(self, slot: int) -> EmbeddedValkey:
-        """The node that serves `slot`, as the first node sees it that answers; waits for the end of an election."""
+        """The node that serves `slot`, by the newest claim that any node knows; waits for the end of an election."""
         return self._shard_of(slot)[0]
 
     def replicas_of(self, slot: int) -> list[EmbeddedValkey]:
@@ -115,27 +118,26 @@ class EmbeddedCluster(EmbeddedGroup):
                 ask("CLUSTER", "SETSLOT", slot, "NODE", taker_id)
 
     def _shard_of(self, slot: int) -> list[EmbeddedValkey]:
-        """The owner and its replicas; while an election is on, waits for its end."""
+        """The owner and its replicas, by the newest claim that any node knows; while an election is on, waits."""
         found: list[EmbeddedValkey] = []
 
         def look() -> bool:
-            found[:] = next(
-                filter(None, (self._shard_seen_by(node, slot) for node in self.nodes if node.responsive)), []
-            )
+            views = [self._shard_seen_by(node, slot) for node in self.nodes if node.responsive]
+            found[:] = max(views, key=lambda view: view[0])[1]
             return bool(found)
 
         until(look, f"somebody to serve slot {slot}", _FORMED_WITHIN_S)
         return found
 
-    def _shard_seen_by(self, node: EmbeddedValkey, slot: int) -> list[EmbeddedValkey]:
-        by_port = {str(node.port): node for node in self.nodes}
+    def _shard_seen_by(self, node: EmbeddedValkey, slot: int) -> tuple[int, list[EmbeddedValkey]]:
+        """The epoch of the claim, the owner and its replicas; nobody while the owner is known to have failed."""
         with self.asking(node) as ask, contextlib.suppress(OSError, redis_error()):
             lines = _nodes(ask)
             owner = next((line for line in lines if slot in line and "fail" not in line.flags.split(",")), None)
             if owner is not None:
                 followers = [line for line in lines if line.primary_id == owner.id]
-                return [by_port[line.port] for line in (owner, *followers)]
-        return []
+                return owner.epoch, [self._by_id[line.id] for line in (owner, *followers)]
+        return -1, []
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +145,9 @@ class _Line:
     """One line of CLUSTER NODES (valkey.io/commands/cluster-nodes, read 2026-11-24)."""
 
     id: str
-    port: str
     flags: str
     primary_id: str
+    epoch: int
     connected: bool
     slots: tuple[tuple[int, int], ...]
 
@@ -156,11 +158,10 @@ class _Line:
 def _nodes(ask: Ask) -> list[_Line]:
     lines = []
     for text in ask("CLUSTER", "NODES").decode().splitlines():
-        node_id, place, flags, primary_id, _, _, _, link, *slots = text.split()
+        node_id, _, flags, primary_id, _, _, epoch, link, *slots = text.split()
         ranges = [part.partition("-")[::2] for part in slots if not part.startswith("[")]
         served = tuple((int(first), int(last or first)) for first, last in ranges)
-        port = place.partition(",")[0].partition("@")[0].rpartition(":")[2]
-        lines.append(_Line(node_id, port, flags, primary_id, link == "connected", served))
+        lines.append(_Line(node_id, flags, primary_id, int(epoch), link == "connected", served))
     return lines
 
 

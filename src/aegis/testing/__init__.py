@@ -7,6 +7,7 @@ imports this one.
 """
 
 from aegis.testing.conditions import until, until_sync
+from aegis.testing.partition import ClusterPartition
 from aegis.testing.proxy import Direction, FaultProxy
 
-__all__ = ["Direction", "FaultProxy", "until", "until_sync"]
+__all__ = ["ClusterPartition", "Direction", "FaultProxy", "until", "until_sync"]
