@@ -130,7 +130,7 @@ async def test_frame_sent_twice_is_published_once(redis):
     from aegis.redis.broadcast.wire import parse_header
 
     keys = ["{q}:book", "{q}:frames", "{q}:log"]
-    frame = ["PUBLISH", "", "", "body", 2, "a", "- 1", "b", "- 2"]
+    frame = ["PUBLISH", "", "", "body", 2, 0, "a", "- 1", "b", "- 2"]
     args = ["life", "me.1", 1, 2, 1000, 10, 1, *frame]
     assert await redis.run(_PUBLISH, keys, args) == [b"life", b"1000", b"0", 0]
     assert await redis.run(_PUBLISH, keys, args) == [b"life", b"1000", b"2", 0]

@@ -14,6 +14,7 @@ from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
 from aegis.errors import OutboxFullError, RedisUnavailableError, SlowConsumerError, UnsentTicksError
 from aegis.redis import Gap, PubSub, Redis, Update
+from aegis.redis.broadcast.wire import is_key
 from aegis.testing import Direction, FaultProxy
 
 KEYS = [f"{number:06}" for number in range(200)]
@@ -165,6 +166,42 @@ async def test_restore_never_overwrites_what_is_newer(redis):
                 await asyncio.sleep(0.01)
         await eventually(lambda: all(not lane._lost_data for bus in (one, two) for lane in bus._producer.lanes))
         assert await one.last("a") == 2
+
+
+async def test_reconnected_producer_writes_again_what_is_missing_and_nothing_else(redis):
+    """Its connection is killed, as by a failover that lost some writes: it compares its book in a few commands."""
+    async with Redis(redis.config) as client, PubSub(client) as bus, PubSub(redis) as other:
+        for number, key in enumerate(KEYS):
+            await bus.publish(key, number)
+        await bus.flush()
+        await other.publish(KEYS[0], "newer")
+        await other.flush()
+        [lane] = bus._producer.lanes
+        for lost, expected in (([], 0), (KEYS[:2] + KEYS[50:60], 11)):  # the newer one is not ours to write
+            before = await redis.execute("HGETALL", bus._names.book(0))
+            await redis.execute("HDEL", bus._names.book(0), *lost, "no such key")
+            await other.publish(KEYS[0], "newer")
+            await other.flush()
+            known = client.connection
+            await redis.execute("CLIENT", "KILL", "ADDR", await address(client))
+            await eventually(lambda known=known: client.connection > known and lane._book_on == client.connection)
+            assert bus.stats().restored == expected
+            after = await redis.execute("HGETALL", bus._names.book(0))
+            assert values_of(after) == values_of(before)
+        assert await other.last(KEYS[0]) == "newer"
+        assert (await other.last(KEYS[1]), await other.last(KEYS[55])) == (1, 55)
+
+
+async def address(client: Redis) -> bytes:
+    """Of a client's connection, as the server sees it."""
+    described = (await client.execute("CLIENT", "INFO")).decode()
+    return dict(part.split("=", 1) for part in described.split())["addr"].encode()
+
+
+def values_of(book: list[bytes]) -> dict[bytes, bytes]:
+    """Keys and stored values, without the header, and without the key that is published meanwhile."""
+    pairs = zip(book[::2], book[1::2], strict=True)
+    return {key: value for key, value in pairs if is_key(key) and key != KEYS[0].encode()}
 
 
 async def test_killed_server_loses_nothing_that_waits(tmp_path):

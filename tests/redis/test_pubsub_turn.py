@@ -174,7 +174,7 @@ async def _compare(url: str, steps: list[Any]) -> None:
 async def _send(redis: Redis, model: Model, sender: Sender, frame: tuple[Any, ...], number: int) -> None:
     seq, known, pairs, turn, life = frame
     prefix = stored_prefix(known + 1, seq, 0, sender.stream)
-    args = [f"life{number}", sender.stream, seq, 1, 0, 0, known + 1, "PUBLISH", turn, life, "body", len(prefix)]
+    args = [f"life{number}", sender.stream, seq, 1, 0, 0, known + 1, "PUBLISH", turn, life, "body", len(prefix), 0]
     for key, payload in pairs.items():
         args += [key, prefix + payload]
     reply = await redis.run(_PUBLISH, KEYS, args)

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 from aiohttp import WSCloseCode, web
@@ -88,7 +88,8 @@ class Gateway:
         return f"<Gateway {state} clients={len(self._clients)} keys={len(self._board)} {self._access}>"
 
     async def __aenter__(self) -> Self:
-        updates = await self._stack.enter_async_context(self._bus.subscribe(type=msgspec.Raw))
+        policy: Literal["merge", "latest"] = "merge" if self._bus.partial else "latest"
+        updates = await self._stack.enter_async_context(self._bus.subscribe(type=msgspec.Raw, policy=policy))
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._pump(updates), name="aegis gateway pump"),

@@ -12,7 +12,7 @@ partition and leaves as one *frame*, stored and announced in one step. The room 
     broadcast/subscription  one consumer's side       receiver  one connection, all partitions, repairs
     broadcast/forgetting  last values that end
     broadcast/pulse       the heartbeat that both sides compare with      replay    from a topic's log
-    broadcast/agreement   how many partitions a topic has
+    broadcast/agreement   how many partitions a topic has    turn  why a frame needs no look    parts  of records
 
 Rejected: one message per tick (the cost is per message), versions by the producer's clock (two producers disagree),
 `SET` and `PUBLISH` apart (stored but never announced), versions by a counter alone (they go back when the server loses
@@ -59,8 +59,10 @@ class PubSub:
 
     `producer` names this publisher in the `Gap`s of others (default: random); every object is a new epoch of it.
     `conflate` folds older quotes of a key in the outbox too: only for topics on which every consumer wants `latest` or
-    `trade_safe`. `log_frames` keeps about so many frames per partition for replay. With `keep_s`, the last value of a
-    key that nobody has published for so many seconds is forgotten, and in the end the topic: for keys that come and go.
+    `trade_safe`. `partial` says that values are parts of records, the fields that changed: Redis keeps the whole
+    record, whoever publishes; consumers want `merge` (or `all`, to see the parts). `log_frames` keeps about so many
+    frames per partition for replay. With `keep_s`, the last value of a key that nobody has published for so many
+    seconds is forgotten, and in the end the topic: for keys that come and go.
 
     With Redis disabled, publishing does nothing and a subscription stays quiet until it is closed.
     """
@@ -76,6 +78,7 @@ class PubSub:
         outbox_max: int = OUTBOX_MAX,
         conflate: bool = False,
         log_frames: int = 0,
+        partial: bool = False,
         keep_s: float | None = None,
         close_timeout: float = 5.0,
     ) -> None:
@@ -86,7 +89,9 @@ class PubSub:
             raise ValueError(f"{keep_s=} must be above 0")
         if outbox_max < 1 or flush_ms < 0 or log_frames < 0:
             raise ValueError(f"{outbox_max=}, {flush_ms=} and {log_frames=} must be at least 1, 0 and 0")
-        self._redis, self._conflate = redis, conflate
+        if partial and conflate:
+            raise ValueError("partial=True needs every part, and conflate=True would drop some")
+        self._redis, self._conflate, self.partial = redis, conflate, partial
         self._names = names = Names.of(redis, prefix, topic)
         self._close_timeout_s = close_timeout
         self._clock = clock = ServerClock()
@@ -99,6 +104,7 @@ class PubSub:
             outbox_max=outbox_max,
             conflate=conflate,
             log_frames=log_frames,
+            partial=partial,
         )
         self._receiver = Receiver(redis, names, clock)
         self._pulse = Pulse(redis, names, clock, self._producer, self._receiver)
@@ -203,6 +209,8 @@ class PubSub:
         """
         if self._conflate and policy in {"merge", "all"}:
             raise ValueError(f"policy={policy!r} wants every tick, but this topic is published with conflate=True")
+        if self.partial and policy in {"latest", "trade_safe"}:
+            raise ValueError(f"policy={policy!r} would drop fields, because this topic is published with partial=True")
         if after is not None and since is not None:
             raise ValueError(f"a replay begins at one place: after={after} or since={since}")
         if since is not None:

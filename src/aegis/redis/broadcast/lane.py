@@ -24,13 +24,15 @@ from aegis.redis._script import load_script
 from aegis.redis._shared import Argument
 from aegis.redis.broadcast.clock import ServerClock
 from aegis.redis.broadcast.outbox import ConflatingOutbox, Outbox, Parcel
+from aegis.redis.broadcast.parts import merge, newest_of
 from aegis.redis.broadcast.turn import Turn
-from aegis.redis.broadcast.wire import Body, Header, Names, pack_body, stored_at_us, stored_prefix
+from aegis.redis.broadcast.wire import Body, Header, Names, pack_body, stored_at_us, stored_payload, stored_prefix
 from aegis.redis.client import Redis
 
 log = logging.getLogger("aegis.redis")
 
-_PUBLISH, _RESTORE = load_script("quotes_header", "quotes_publish"), load_script("quotes_header", "quotes_restore")
+_PUBLISH = load_script("quotes_header", "quotes_record", "quotes_publish")
+_RESTORE = load_script("quotes_header", "quotes_record", "quotes_restore")
 _RETRY = Backoff(base_s=0.05, cap_s=1.0)
 _RESTORE_AT_ONCE = 500
 #: Behind a frame in flight, ticks are gathered for so long before they become another frame.
@@ -54,6 +56,7 @@ class Shared:
     on_end: Callable[[BaseException], None]
     on_fold: Callable[[], None] | None
     log_frames: int
+    partial: bool
 
 
 class Lane:
@@ -176,21 +179,25 @@ class Lane:
         version = max(self._version + 1, at_us)  # as we propose
         folded = parcel.folded if any(parcel.folded) else []
         body = pack_body(Body(self._stream, seq, parcel.kinds, folded, parcel.keys, parcel.payloads))
-        newest = dict(zip(parcel.keys, parcel.payloads, strict=True))
+        partial, ticks = self._shared.partial, zip(parcel.keys, parcel.payloads, strict=True)
+        newest = newest_of(ticks) if partial else dict(ticks)
         prefix = stored_prefix(version + count - 1, seq + count - 1, at_us, self._stream)
         values = {key: prefix + payload for key, payload in newest.items()}
         head: list[Argument] = [self._stream, seq, count, at_us, self._shared.log_frames, version, self._names.publish]
-        tail: list[Argument] = [body, len(prefix)]
+        tail: list[Argument] = [body, len(prefix), int(partial)]
         tail += itertools.chain.from_iterable(values.items())
 
         async def publish() -> None:
             connection = self._connection
-            turn, unseen = self._turn.ask(connection, known=at_us >= 0 and newest.keys() <= self._book.keys())
+            known = at_us >= 0 and not partial and newest.keys() <= self._book.keys()
+            turn, unseen = self._turn.ask(connection, known=known)
             args = [uuid.uuid4().hex, *head, turn, self._life if unseen else "", *tail]
             reply = await self._redis.run(_PUBLISH, self._keys, args, idempotent=not unseen)
             self._turn.answered(turn, connection, reply[3])
             decided = self._answered(parcel, seq, at_us, reply)
-            if decided != prefix:
+            if partial:
+                self._book.update({key: decided + self._merged(key, payload) for key, payload in newest.items()})
+            elif decided != prefix:
                 self._book.update({key: decided + payload for key, payload in newest.items()})
             else:
                 self._book.update(values)
@@ -221,6 +228,11 @@ class Lane:
             if not future.done():
                 future.set_result(None)
         return stored_prefix(version + count - 1, last, at_us, self._stream)
+
+    def _merged(self, key: str, payload: bytes) -> bytes:
+        """A record in parts, as far as it is ours."""
+        older = self._book.get(key)
+        return payload if older is None else merge(stored_payload(older), payload)
 
     async def _restore(self) -> None:
         """Write the book again: under its old versions, and only where the server has nothing as new."""

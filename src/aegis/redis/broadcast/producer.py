@@ -47,12 +47,13 @@ class Producer:
         outbox_max: int,
         conflate: bool,
         log_frames: int,
+        partial: bool,
     ) -> None:
         self._names = names
         self.stream = f"{name}.{time.time_ns() // 1000:x}{uuid.uuid4().hex[:4]}"
         self._flush_s, self._outbox_max = flush_s, outbox_max
         on_fold = self._folded if conflate else None
-        self._shared = Shared(redis, names, clock, self.stream, self._taken, self._end, on_fold, log_frames)
+        self._shared = Shared(redis, names, clock, self.stream, self._taken, self._end, on_fold, log_frames, partial)
         self._encode = msgspec.json.Encoder().encode
         self._lanes: dict[int, Lane] = {}
         self._lane_of: dict[str, Lane] = {}

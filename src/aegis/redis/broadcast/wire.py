@@ -16,6 +16,7 @@ from typing import Self
 import msgspec
 
 from aegis.redis._slots import SLOTS, slot_of_key
+from aegis.redis.broadcast.parts import as_json
 from aegis.redis.client import Redis
 
 #: On a cluster, so that its nodes share the work. On one server each partition only makes frames smaller, of which the
@@ -172,6 +173,11 @@ def stored_at_us(stored: bytes) -> int:
     return int(stored.split(b" ", 3)[2])
 
 
+def stored_payload(stored: bytes) -> bytes:
+    """What stands behind that."""
+    return stored.split(b" ", 4)[4]
+
+
 def is_key(field: bytes) -> bool:
     """Whether a field of the book is a key with its value; the others belong to the header."""
     return bool(field) and not field.startswith(b"\0")
@@ -181,7 +187,7 @@ def parse_stored(partition: int, life: str, key: str, stored: bytes) -> Frame:
     """A field of the book, as a frame of one tick."""
     version, seq, at, stream, payload = stored.split(b" ", 4)
     name = stream.decode()
-    return Frame(partition, life, name, int(seq), int(version), int(at), (key,), (payload,), snapshot=True)
+    return Frame(partition, life, name, int(seq), int(version), int(at), (key,), (as_json(payload),), snapshot=True)
 
 
 def parse_restored(partition: int, message: bytes) -> tuple[str, list[Frame]]:

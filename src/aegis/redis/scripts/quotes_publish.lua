@@ -15,7 +15,8 @@
 --          should be here. Then there is nothing to look up; and HSETEX writes only if all of that is so.
 -- ARGV[11] body: all ticks of the frame, packed by the producer; not looked at here
 -- ARGV[12] length of what stands before the payload in a value
--- ARGV[13..] key, value, key, value, ...: the newest tick of each key of the frame, as it is to be stored if ARGV[5] and
+-- ARGV[13] 1: values are records in parts, to be merged into what is stored; else 0
+-- ARGV[14..] key, value, key, value, ...: the newest tick of each key of the frame, as it is to be stored if ARGV[5] and
 --          ARGV[7] hold; else its beginning is written anew here, which costs as much as all the rest
 -- returns  {life, version of the first tick, seq that the stream had reached before, turn}: 1 if the producer has it,
 --          -1 if this server has no HSETEX (Valkey 9, Redis 8), else 0. A frame that was here already changes nothing
@@ -23,8 +24,8 @@
 -- Tick i (from 0) has the version `version + i`. Versions are the order of this server, whoever publishes, and also the
 -- time of publication in µs, unless that would go back; so they never do. A stored value has the version and seq of its
 -- frame's last tick: the same order, for less work. The message is "f", life, version and at, a newline, and the body.
-local FIRST, FORGET_US = 13, 7 * 86400 * 1000000
-local AT_ONCE = 7000  -- Lua passes at most 8000 values to a function; even, as FIRST - 1
+local FIRST, FORGET_US = 14, 7 * 86400 * 1000000
+local AT_ONCE = 7001  -- Lua passes at most 8000 values to a function; odd, as FIRST - 1
 local book, stream, turn = KEYS[1], ARGV[2], ARGV[9]
 local seq, count, at, version = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[7])
 local last = seq + count - 1
@@ -33,10 +34,17 @@ local function number(value) return string.format('%.0f', value) end
 
 local function entry() return string.format('%.0f %.0f %.0f %.0f', last, version, at, version + count - 1) end
 
-local function rewrite_values()
+local function rewrite_values(merged)
   local prefix = string.format('%.0f %.0f %.0f %s ', version + count - 1, last, at, stream)
   local payload = tonumber(ARGV[12]) + 1
-  for place = FIRST + 1, #ARGV, 2 do ARGV[place] = prefix .. string.sub(ARGV[place], payload) end
+  for place = FIRST + 1, #ARGV, 2 do ARGV[place] = prefix .. merged(ARGV[place - 1], string.sub(ARGV[place], payload)) end
+end
+
+local function as_it_is(_, payload) return payload end
+
+local function with_what_is_stored(key, payload)
+  local stored = redis.call('HGET', book, key)
+  return stored and merge(payload_of(stored), payload) or payload
 end
 
 local function announce(life, had, has_turn)
@@ -61,7 +69,11 @@ local reached = header[STREAMS][stream]
 if reached and reached[1] >= last then return {header[LIFE], number(reached[2]), number(reached[1]), 0} end
 if at < 0 then at = server_now() end
 version = math.max(version, header[NEWEST] + 1, at)
-if at ~= tonumber(ARGV[5]) or version ~= tonumber(ARGV[7]) then rewrite_values() end
+if ARGV[13] == '1' then
+  rewrite_values(with_what_is_stored)
+elseif at ~= tonumber(ARGV[5]) or version ~= tonumber(ARGV[7]) then
+  rewrite_values(as_it_is)
+end
 if not reached then  -- a new stream is the moment to forget old ones
   for old, of_old in pairs(header[STREAMS]) do
     if of_old[3] < at - FORGET_US then header[STREAMS][old] = nil end

@@ -1,5 +1,5 @@
 -- Write a producer's book again, after the server may have lost data: only what is absent or older, under its old
--- versions.
+-- versions. Records in parts are merged with what is there: fields that only one of both has stay.
 -- KEYS[1]  book of the partition, see quotes_publish.lua
 -- KEYS[2]  channel of the partition
 -- ARGV[1]  PUBLISH or SPUBLISH
@@ -17,9 +17,14 @@ for place = FIRST, #ARGV, 2 do keys[#keys + 1] = ARGV[place] end
 local stored = redis.call('HMGET', KEYS[1], unpack(keys))
 for number, key in ipairs(keys) do
   local mine = ARGV[FIRST + 2 * number - 1]
-  if not stored[number] or version_of(stored[number]) < version_of(mine) then
-    fields[#fields + 1], fields[#fields + 2] = key, mine
+  local merged = mine
+  if stored[number] then
+    local older, newer = stored[number], mine
+    if version_of(newer) <= version_of(older) then older, newer = newer, older end
+    local payload = payload_of(newer)
+    merged = string.sub(newer, 1, #newer - #payload) .. merge(payload_of(older), payload)
   end
+  if merged ~= stored[number] then fields[#fields + 1], fields[#fields + 2] = key, merged end
 end
 local known, seq = header[STREAMS][ARGV[3]], tonumber(ARGV[4])
 if #fields == 0 and known and known[1] >= seq then return {header[LIFE], 0} end
