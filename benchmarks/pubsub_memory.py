@@ -2,8 +2,8 @@
 Does a subscriber grow? Two questions, both answered with an exit code.
 
 never   subscribers that never read, one per policy: resident memory after 100,000 ticks of 2,000 keys, and a million.
-frames  a subscriber that reads a million ticks in some 950,000 frames: the leak of hiredis (97 bytes for every push on
-        RESP3) would be 90 MB.
+frames  a subscriber that reads a million ticks in a million frames, of sixteen producers: the leak of hiredis (97 bytes
+        for every push on RESP3) would be 90 MB.
 
     python -m benchmarks.pubsub_memory [--smoke] [--json] [--ticks 1000000]
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -20,15 +21,18 @@ from typing import Any
 from benchmarks.pubsub_throughput import KEYS, quote, versions
 from benchmarks.redis_soak import rss_kib
 
+from aegis.config import RedisConfig
+from aegis.embedded import EmbeddedValkey
+from aegis.redis import PubSub, Redis
+from aegis.redis.broadcast.buffers import RING
+
 GROWTH_MAX_KIB = 4096
 POLICIES = ("latest", "merge", "trade_safe", "all")
+PRODUCERS = 16  # that publish frames of one tick
 
 
 async def listen(port: int, policy: str, ring: int) -> None:
     """Subscribe; say on every line from the parent what has come and what it costs. `read` takes everything."""
-    from aegis.config import RedisConfig
-    from aegis.redis import PubSub, Redis
-
     async with (
         Redis(RedisConfig(host="127.0.0.1", port=port)) as redis,
         PubSub(redis, topic="bench") as bus,
@@ -42,10 +46,9 @@ async def listen(port: int, policy: str, ring: int) -> None:
         reading = asyncio.create_task(read()) if policy == "read" else None
         print("ready", flush=True)
         while await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline):
-            print(
-                json.dumps({"received": bus.stats().received, "pending": updates.pending, "rss_kib": rss_kib()}),
-                flush=True,
-            )
+            stats = bus.stats()
+            said = {"received": stats.received, "frames": stats.frames_received, "pending": updates.pending}
+            print(json.dumps({**said, "rss_kib": rss_kib()}), flush=True)
         if reading is not None:
             reading.cancel()
 
@@ -80,24 +83,30 @@ class Listener:
         self.child.wait(10)
 
 
-async def run(port: int, ticks: int, policies: tuple[str, ...], frame_ticks: int) -> dict[str, Any]:
-    """Publish a tenth, look, publish the rest, look again."""
-    from aegis.config import RedisConfig
-    from aegis.redis import PubSub, Redis
-    from aegis.redis.broadcast.buffers import RING
+async def publish(bus: PubSub, numbers: range, *, one_by_one: bool) -> None:
+    """These ticks, in frames of one tick or as large as they become."""
+    for number in numbers:
+        await bus.publish(KEYS[number % len(KEYS)], quote(number))
+        if one_by_one:
+            await bus.flush()
+    await bus.flush()
 
+
+async def run(port: int, ticks: int, policies: tuple[str, ...], producers: int) -> dict[str, Any]:
+    """Publish a tenth, look, publish the rest, look again. Several producers publish frames of one tick."""
     result: dict[str, Any] = {}
-    async with Redis(RedisConfig(host="127.0.0.1", port=port)) as redis, PubSub(redis, topic="bench") as bus:
+    async with Redis(RedisConfig(host="127.0.0.1", port=port)) as redis, contextlib.AsyncExitStack() as stack:
+        buses = [await stack.enter_async_context(PubSub(redis, topic="bench")) for _ in range(producers)]
         ring = min(RING, ticks // 20)  # full at the first look
         listeners = {policy: Listener(port, policy, ring) for policy in policies}
         marks: dict[str, list[dict[str, int]]] = {policy: [] for policy in policies}
         done = 0
         for goal in (ticks // 10, ticks):
-            for number in range(done, goal):
-                await bus.publish(KEYS[number % len(KEYS)], quote(number))
-                if frame_ticks and number % frame_ticks == 0:
-                    await bus.flush()
-            await bus.flush()
+            shares = [range(done + at, goal, producers) for at in range(producers)]
+            one_by_one = producers > 1
+            await asyncio.gather(
+                *(publish(bus, share, one_by_one=one_by_one) for bus, share in zip(buses, shares, strict=True))
+            )
             done = goal
             for policy, listener in listeners.items():
                 marks[policy].append(await listener.after(goal))
@@ -107,16 +116,15 @@ async def run(port: int, ticks: int, policies: tuple[str, ...], frame_ticks: int
             result[policy] = {
                 "rss_kib": [early["rss_kib"], late["rss_kib"]],
                 "growth_kib": late["rss_kib"] - early["rss_kib"],
+                "frames": late["frames"],
                 "pending": late["pending"],
             }
-        result["frames"] = bus.stats().frames
+        result["frames"] = sum(bus.stats().frames for bus in buses)
     return result
 
 
 def main() -> None:
     """Read the options, measure, print JSON; exit with 1 if anything grew."""
-    from aegis.embedded import EmbeddedValkey
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="short, to see that it runs")
     parser.add_argument("--json", action="store_true", help="print the JSON in one line")
@@ -128,8 +136,8 @@ def main() -> None:
         return
     ticks = 20_000 if options.smoke else options.ticks
     with EmbeddedValkey(port=0) as server:
-        never = asyncio.run(run(server.port, ticks, POLICIES, 0))
-        read = asyncio.run(run(server.port, ticks, ("read",), 4))
+        never = asyncio.run(run(server.port, ticks, POLICIES, 1))
+        read = asyncio.run(run(server.port, ticks, ("read",), PRODUCERS))
     grown = [row["growth_kib"] for part in (never, read) for row in part.values() if isinstance(row, dict)]
     ok = options.smoke or max(grown) <= GROWTH_MAX_KIB
     report = {"question": "memory of a subscriber", "ok": ok, "ticks": ticks, "versions": versions()}

@@ -12,12 +12,13 @@ import pytest
 
 CROWD = Path(__file__).parent / "browser_crowd.py"
 CLIENTS, DEAF = 1000, 50
-KEYS, PADDING = 20, "x" * 500
+KEYS, PADDING = 5, "x" * 500
 
 
 @pytest.mark.timeout(150)  # a thousand connections on a busy machine
-async def test_a_thousand_clients_of_which_fifty_never_read(bus, serve):
+async def test_a_thousand_clients_of_which_fifty_never_read(bus, serve, monkeypatch):
     """All readers get the newest value of every round; the deaf hold one event each, and are evicted, nobody else."""
+    monkeypatch.setattr("aegis.gateway.stream.SEND_BUFFER_BYTES", 8192)  # soon full, for who does not read
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))
     async with serve(stalled_max_s=3.0, flush_s=0.1) as (gateway, url):

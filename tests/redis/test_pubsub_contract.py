@@ -5,57 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
-import sys
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
+
+from broadcast_fleet import fleet
 
 from aegis.redis import PubSub, Redis
 from aegis.testing import FaultProxy
 
-FLEET = Path(__file__).parent / "broadcast_fleet.py"
 TICKS = 1000
-
-
-class Child:
-    """One process of the fleet."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-
-    async def heard(self) -> dict[str, Any]:
-        """Its next line."""
-        line = await asyncio.wait_for(self.process.stdout.readline(), 50)
-        assert line, "the process has ended"
-        return json.loads(line)
-
-    async def asked(self) -> dict[str, Any]:
-        """Its answer to a line."""
-        self.process.stdin.write(b"\n")
-        return await self.heard()
-
-
-@contextlib.asynccontextmanager
-async def fleet(*commands: tuple[str, ...]) -> AsyncIterator[list[Child]]:
-    """Processes that are ready; killed at the end."""
-    children = []
-    try:
-        for command in commands:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, FLEET, *command,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=1 << 26,
-            )  # fmt: skip
-            children.append(Child(process))
-        for child in children:
-            assert (await child.heard())["ready"]
-        yield children
-    finally:
-        for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                child.process.kill()
-            await child.process.wait()
 
 
 async def cut(proxy: FaultProxy) -> None:

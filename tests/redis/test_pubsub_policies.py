@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aegis.config import RedisConfig
 from aegis.errors import PayloadError
-from aegis.redis import Gap, PubSub, Update
+from aegis.redis import Gap, PubSub, Redis, Update
 from aegis.redis.broadcast.conflating import Latest, Merge
 from aegis.redis.broadcast.outbox import PARCEL_BYTES_MAX, PARCEL_TICKS_MAX, ConflatingOutbox, Outbox
 from aegis.redis.broadcast.partition import Partition, State, Verdict
 from aegis.redis.broadcast.rings import All, TradeSafe
+from aegis.redis.broadcast.subscription import Subscription, Wanted, make_buffer
 from aegis.redis.broadcast.wire import Frame, Header
 
 KEYS = "abc"
@@ -46,7 +50,7 @@ def drain(buffer) -> list[Update | Gap]:
 
 
 def offer(buffer, frame: Frame) -> None:
-    buffer.offer(frame, range(len(frame.keys)))
+    buffer.offer(frame)
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -279,6 +283,19 @@ def test_conflating_outbox_keeps_all_trades_and_the_newest_quotes(some, every):
         assert got[-1:] == mine[-1:]
         for before, number in itertools.pairwise(mine):
             assert not some[number][1] or before in got
+
+
+@pytest.mark.parametrize("policy", ["latest", "merge", "trade_safe", "all"])
+def test_what_waits_holds_on_to_no_frame(policy):
+    """A consumer of one key in a thousand does not keep the thousand: memory is O(keys), whatever a frame holds."""
+    buffer = make_buffer(policy, Any, max_rate=None, ring=10, overflow="gap")
+    updates = Subscription(Wanted(["b"]), buffer, PubSub(Redis(RedisConfig(enabled=False)))._receiver)
+    frame = Frame(0, "life", "p.1", 1, 1, 0, ["a", "b", "a"], [b"1", b'{"b": 2}', b"3"], "tqt", [0, 5, 0])
+    before = sys.getrefcount(frame)
+    updates.offer(frame, updates.places(frame))
+    assert (sys.getrefcount(frame), len(buffer)) == (before, 1)
+    update = buffer.take()
+    assert (update.key, update.value, update.version, update.conflated) == ("b", {"b": 2}, 2, 5)
 
 
 def test_outbox_keeps_everything_in_parcels():

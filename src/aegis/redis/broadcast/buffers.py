@@ -10,14 +10,14 @@ was folded is never decoded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
 from aegis.errors import PayloadError
 from aegis.redis.broadcast.records import Gap, Update
-from aegis.redis.broadcast.wire import Frame
+from aegis.redis.broadcast.wire import Frame, Tick
 
 #: How many updates a consumer may be behind before the oldest are dropped and a `Gap` says so.
 RING = 65_536
@@ -34,8 +34,8 @@ class Buffer(Protocol):
     ready: Iterator[Update]  #: what comes next, where that has been decoded already; empty: ask `take`
 
     def __len__(self) -> int: ...
-    def offer(self, frame: Frame, places: Sequence[int]) -> None:
-        """Take the ticks at `places` of a frame; there is at least one."""
+    def offer(self, frame: Frame) -> None:
+        """Take the ticks of a frame; there is at least one."""
 
     def report(self, gap: Gap) -> None:
         """Tell a loss, before anything newer of its stream."""
@@ -47,14 +47,13 @@ class Buffer(Protocol):
         """When something that is held back may be taken, though nothing new arrives."""
 
 
-def update_of(decode: Decode, frame: Frame, place: int, folded: int, payload: bytes | None = None) -> Update:
-    """One tick of a frame, decoded; with `payload` as that instead of its own."""
-    key = frame.keys[place]
+def update_of(decode: Decode, tick: Tick, folded: int = 0, payload: bytes | None = None) -> Update:
+    """A tick, decoded, with as many folded into it here; with `payload` as that instead of its own."""
     try:
-        value = decode(frame.payloads[place] if payload is None else payload)
+        value = decode(tick.payload if payload is None else payload)
     except msgspec.DecodeError as exc:
-        raise PayloadError(key, f"does not fit the subscription's type: {exc}") from exc
-    return Update(key, value, frame.version + place, folded + frame.folded_at(place), frame.at_us / 1e6, frame.snapshot)
+        raise PayloadError(tick.key, f"does not fit the subscription's type: {exc}") from exc
+    return Update(tick.key, value, tick.version, folded + tick.folded, tick.at_us / 1e6, tick.snapshot)
 
 
 class Losses:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
 from aegis.redis.broadcast.buffers import Losses, update_of
 from aegis.redis.broadcast.records import Gap, Update
-from aegis.redis.broadcast.wire import Frame
+from aegis.redis.broadcast.wire import Frame, Tick
 
 
 class Latest:
@@ -26,8 +26,8 @@ class Latest:
         self._decode = msgspec.json.Decoder(type_).decode
         self._per_key_s, self._clock = per_key_s, clock
         self._losses = Losses()
-        self._ready: dict[str, tuple[Frame, int, int]] = {}  # key -> frame, place, folded
-        self._held: dict[str, tuple[Frame, int, int]] = {}
+        self._ready: dict[str, tuple[Tick, int]] = {}  # by key; with how many were folded into it here
+        self._held: dict[str, tuple[Tick, int]] = {}
         self._held_until: list[tuple[float, str]] = []  # heap, one entry per held key
         self._free_at: dict[str, float] = {}
         self.conflated = self.evicted = 0
@@ -37,29 +37,25 @@ class Latest:
     def __len__(self) -> int:
         return len(self._ready) + len(self._held) + len(self._losses)
 
-    def offer(self, frame: Frame, places: Sequence[int]) -> None:
+    def offer(self, frame: Frame) -> None:
         """See `Buffer`."""
-        keys, ready, now = frame.keys, self._ready, self._clock() if self._per_key_s else 0.0
-        for place in places:
-            key = keys[place]
+        ready, now = self._ready, self._clock() if self._per_key_s else 0.0
+        for at, key in enumerate(frame.keys):
             if now and key not in ready and (key in self._held or self._free_at.get(key, 0.0) > now):
-                self._hold(key, frame, place)
-                continue
-            older = ready.get(key)
-            if older is None:
-                ready[key] = (frame, place, 0)
+                self._hold(key, frame.tick(at))
             else:
-                self.conflated += 1
-                ready[key] = (frame, place, older[2] + 1 + older[0].folded_at(older[1]))
+                ready[key] = self._folded(frame.tick(at), ready.get(key))
 
-    def _hold(self, key: str, frame: Frame, place: int) -> None:
-        older = self._held.get(key)
-        if older is None:
+    def _hold(self, key: str, tick: Tick) -> None:
+        if key not in self._held:
             heapq.heappush(self._held_until, (self._free_at[key], key))
-            self._held[key] = (frame, place, 0)
-        else:
-            self.conflated += 1
-            self._held[key] = (frame, place, older[2] + 1 + older[0].folded_at(older[1]))
+        self._held[key] = self._folded(tick, self._held.get(key))
+
+    def _folded(self, tick: Tick, older: tuple[Tick, int] | None) -> tuple[Tick, int]:
+        if older is None:
+            return tick, 0
+        self.conflated += 1
+        return tick, older[1] + 1 + older[0].folded
 
     def report(self, gap: Gap) -> None:
         """See `Buffer`."""
@@ -76,13 +72,13 @@ class Latest:
         if not self._ready:
             return None
         key = next(iter(self._ready))
-        frame, place, folded = self._ready.pop(key)
+        tick, folded = self._ready.pop(key)
         if self._per_key_s:
             self._free_at[key] = now + self._per_key_s
-        return self._update(frame, place, folded)
+        return self._update(tick, folded)
 
-    def _update(self, frame: Frame, place: int, folded: int) -> Update:
-        return update_of(self._decode, frame, place, folded)
+    def _update(self, tick: Tick, folded: int) -> Update:
+        return update_of(self._decode, tick, folded)
 
     def due_in_s(self) -> float | None:
         """See `Buffer`."""
@@ -101,17 +97,16 @@ class Merge(Latest):
         self._records: dict[str, dict[str, msgspec.Raw] | None] = {}
         self._fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
-    def offer(self, frame: Frame, places: Sequence[int]) -> None:
+    def offer(self, frame: Frame) -> None:
         """See `Buffer`."""
-        for place in places:
-            key, payload = frame.keys[place], frame.payloads[place]
+        for key, payload in zip(frame.keys, frame.payloads, strict=True):
             if not payload.startswith(b"{"):
                 self._records[key] = None
                 continue
             changed = {name: value.copy() for name, value in self._fields(payload).items()}
             self._records[key] = (self._records.get(key) or {}) | changed
-        super().offer(frame, places)
+        super().offer(frame)
 
-    def _update(self, frame: Frame, place: int, folded: int) -> Update:
-        record = self._records[frame.keys[place]]
-        return update_of(self._decode, frame, place, folded, None if record is None else msgspec.json.encode(record))
+    def _update(self, tick: Tick, folded: int) -> Update:
+        record = self._records[tick.key]
+        return update_of(self._decode, tick, folded, None if record is None else msgspec.json.encode(record))

@@ -16,8 +16,8 @@ from itertools import islice
 
 #: A parcel is closed when it holds so many ticks or bytes. Only a publisher at full speed, or one
 #: that Redis keeps waiting, gets there: a large frame stores a key that comes often in it once.
-PARCEL_TICKS_MAX = 8192
-PARCEL_BYTES_MAX = 1024 * 1024
+PARCEL_TICKS_MAX = 4096
+PARCEL_BYTES_MAX = 512 * 1024
 
 
 @dataclass(slots=True)

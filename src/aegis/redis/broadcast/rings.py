@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import repeat
 from operator import length_hint
 from typing import Any
@@ -14,7 +14,7 @@ import msgspec
 from aegis.errors import PayloadError
 from aegis.redis.broadcast.buffers import RING, Decode, Losses, update_of
 from aegis.redis.broadcast.records import Gap, Update
-from aegis.redis.broadcast.wire import Frame
+from aegis.redis.broadcast.wire import Frame, Tick
 
 #: So many ticks of a frame are decoded at once; what their consumer does with them takes longer than that.
 _BATCH = 256
@@ -32,8 +32,8 @@ class TradeSafe:
         self._decode = msgspec.json.Decoder(type_).decode
         self._size, self._end_on_overflow = ring, end_on_overflow
         self._losses, self._dropped = Losses(), Losses()
-        self._ring: deque[tuple[int, Frame, int, int]] = deque()  # order, frame, place, folded
-        self._quotes: dict[str, tuple[int, Frame, int, int]] = {}
+        self._ring: deque[tuple[int, Tick, int]] = deque()  # order, tick, how many were folded into it here
+        self._quotes: dict[str, tuple[int, Tick, int]] = {}
         self._order = 0
         self.conflated = self.evicted = 0
         self.overflowed = False
@@ -42,33 +42,32 @@ class TradeSafe:
     def __len__(self) -> int:
         return len(self._ring) + len(self._quotes) + len(self._losses) + len(self._dropped)
 
-    def offer(self, frame: Frame, places: Sequence[int]) -> None:
+    def offer(self, frame: Frame) -> None:
         """See `Buffer`."""
-        for place in places:
-            key = frame.keys[place]
+        for at, key in enumerate(frame.keys):
             self._order += 1
             quote = self._quotes.get(key)
-            if frame.kinds and frame.kinds[place] == "t":
+            if frame.kinds and frame.kinds[at] == "t":
                 if quote is not None:
                     self._pin(self._quotes.pop(key))
-                self._pin((self._order, frame, place, 0))
+                self._pin((self._order, frame.tick(at), 0))
             elif quote is None:
-                self._quotes[key] = (self._order, frame, place, 0)
+                self._quotes[key] = (self._order, frame.tick(at), 0)
             else:
-                order, older, at, folded = quote
+                order, older, folded = quote
                 self.conflated += 1
-                self._quotes[key] = (order, frame, place, folded + 1 + older.folded_at(at))
+                self._quotes[key] = (order, frame.tick(at), folded + 1 + older.folded)
 
-    def _pin(self, entry: tuple[int, Frame, int, int]) -> None:
+    def _pin(self, entry: tuple[int, Tick, int]) -> None:
         if self.overflowed:
             return
         if len(self._ring) >= self._size:
             if self._end_on_overflow:
                 self.overflowed = True
                 return
-            _, frame, place, _ = self._ring.popleft()
+            _, tick, _ = self._ring.popleft()
             self.evicted += 1
-            self._dropped.add(_dropped(frame, place, place))
+            self._dropped.add(_dropped(tick.partition, tick.stream, tick.seq, tick.seq, 1))
         self._ring.append(entry)
 
     def report(self, gap: Gap) -> None:
@@ -81,12 +80,12 @@ class TradeSafe:
             return self._dropped.take() or self._losses.take()
         quote = next(iter(self._quotes.values()), None)
         if self._ring and (quote is None or self._ring[0][0] < quote[0]):
-            _, frame, place, folded = self._ring.popleft()
-            return update_of(self._decode, frame, place, folded)
+            _, tick, folded = self._ring.popleft()
+            return update_of(self._decode, tick, folded)
         if quote is None or self.overflowed:
             return None
-        _, frame, place, folded = self._quotes.pop(next(iter(self._quotes)))
-        return update_of(self._decode, frame, place, folded)
+        _, tick, folded = self._quotes.pop(next(iter(self._quotes)))
+        return update_of(self._decode, tick, folded)
 
     def due_in_s(self) -> float | None:
         """See `Buffer`."""
@@ -106,10 +105,9 @@ class All:
         self._size, self._end_on_overflow = ring, end_on_overflow
         self._dropped = Losses()
         self._lossy = False  # whether `_dropped` holds anything
-        self._ring: deque[tuple[Frame, Sequence[int]] | Gap] = deque()  # without what is being taken
+        self._ring: deque[tuple[Frame, range] | Gap] = deque()  # which ticks of a frame; without what is being taken
         self._batch: Iterator[Update] = _NOTHING  # what is being taken
-        self._frame: Frame | None = None  # of which it is,
-        self._places: Sequence[int] = ()  # and which of its ticks
+        self._taken_from: tuple[Frame, range] | None = None  # and where it stood
         self.ready = self._batch  # the batch, unless something was dropped: then that is told first
         self._waiting = 0  # in the ring
         self.conflated = self.evicted = 0
@@ -118,15 +116,16 @@ class All:
     def __len__(self) -> int:
         return self._waiting + length_hint(self._batch) + len(self._dropped)
 
-    def offer(self, frame: Frame, places: Sequence[int]) -> None:
+    def offer(self, frame: Frame) -> None:
         """See `Buffer`."""
+        count = len(frame.keys)
         if self.overflowed:
             return
-        if self._end_on_overflow and self._excess + len(places) > 0:
+        if self._end_on_overflow and self._excess + count > 0:
             self.overflowed = True
             return
-        self._ring.append((frame, places))
-        self._waiting += len(places)
+        self._ring.append((frame, range(count)))
+        self._waiting += count
         while (excess := self._excess) > 0:
             self._drop_oldest(excess)
 
@@ -153,35 +152,32 @@ class All:
         if isinstance(first, Gap):
             self._waiting -= 1
             return first
-        frame, places = first
-        if len(places) > _BATCH:
-            self._ring.appendleft((frame, places[_BATCH:]))
-            places = places[:_BATCH]
-        self._frame, self._places = frame, places
-        self._waiting -= len(places)
-        self.ready = self._batch = self._updates(frame, places)
+        frame, ticks = first
+        if len(ticks) > _BATCH:
+            self._ring.appendleft((frame, ticks[_BATCH:]))
+            ticks = ticks[:_BATCH]
+        self._taken_from = frame, ticks
+        self._waiting -= len(ticks)
+        self.ready = self._batch = self._updates(frame, ticks)
         return self.take()
 
     def due_in_s(self) -> float | None:
         """See `Buffer`."""
         return None
 
-    def _updates(self, frame: Frame, places: Sequence[int]) -> Iterator[Update]:
-        """The ticks at these places, decoded."""
-        if isinstance(places, range):
-            payloads, keys = frame.payloads[places.start : places.stop], frame.keys[places.start : places.stop]
-        else:
-            payloads, keys = [frame.payloads[place] for place in places], [frame.keys[place] for place in places]
+    def _updates(self, frame: Frame, ticks: range) -> Iterator[Update]:
+        """These ticks, decoded."""
+        part = slice(ticks.start, ticks.stop)
         try:
-            values = self._decode_many(b"[%s]" % b",".join(payloads))
+            values = self._decode_many(b"[%s]" % b",".join(frame.payloads[part]))
         except msgspec.DecodeError:
-            return _OneByOne(self._decode, frame, places)
-        folded = [frame.folded[place] for place in places] if frame.folded else repeat(0)
+            return _OneByOne(self._decode, frame, ticks)
+        folded = frame.folded[part] if frame.folded else repeat(0)
         version, at, snapshot = frame.version, frame.at_us / 1e6, frame.snapshot
         return iter(
             [
                 Update(key, value, version + place, many, at, snapshot)
-                for key, value, place, many in zip(keys, values, places, folded, strict=False)
+                for key, value, place, many in zip(frame.keys[part], values, frame.places[part], folded, strict=False)
             ]
         )
 
@@ -194,9 +190,10 @@ class All:
         self._lossy, self.ready = True, _NOTHING
         rest = length_hint(self._batch)
         if rest:
-            assert self._frame is not None
+            assert self._taken_from is not None
+            frame, ticks = self._taken_from
             count = min(excess, rest)
-            self._forget(self._frame, self._places[-rest:][:count])
+            self._forget(frame, ticks[-rest:][:count])
             for _ in range(count):
                 with contextlib.suppress(PayloadError):
                     next(self._batch)
@@ -206,33 +203,33 @@ class All:
             self._waiting -= 1
             self._dropped.add(oldest)
             return
-        frame, places = oldest
-        self._forget(frame, places[:excess])
-        self._waiting -= min(excess, len(places))
-        if excess < len(places):
-            self._ring.appendleft((frame, places[excess:]))
+        frame, ticks = oldest
+        self._forget(frame, ticks[:excess])
+        self._waiting -= min(excess, len(ticks))
+        if excess < len(ticks):
+            self._ring.appendleft((frame, ticks[excess:]))
 
-    def _forget(self, frame: Frame, places: Sequence[int]) -> None:
-        self._dropped.add(_dropped(frame, places[0], places[-1], len(places)))
-        self.evicted += len(places)
+    def _forget(self, frame: Frame, ticks: range) -> None:
+        first, last = frame.places[ticks[0]], frame.places[ticks[-1]]
+        self._dropped.add(_dropped(frame.partition, frame.stream, frame.seq + first, frame.seq + last, len(ticks)))
+        self.evicted += len(ticks)
 
 
 class _OneByOne(Iterator[Update]):
     """The ticks of a frame in which something does not fit: that raises in its place, and the next one goes on."""
 
-    def __init__(self, decode: Decode, frame: Frame, places: Sequence[int]) -> None:
-        self._decode, self._frame, self._places, self._next = decode, frame, places, 0
+    def __init__(self, decode: Decode, frame: Frame, ticks: range) -> None:
+        self._decode, self._frame, self._left = decode, frame, ticks
 
     def __length_hint__(self) -> int:
-        return len(self._places) - self._next
+        return len(self._left)
 
     def __next__(self) -> Update:
-        if self._next == len(self._places):
+        if not self._left:
             raise StopIteration
-        self._next += 1
-        return update_of(self._decode, self._frame, self._places[self._next - 1], 0)
+        at, self._left = self._left[0], self._left[1:]
+        return update_of(self._decode, self._frame.tick(at))
 
 
-def _dropped(frame: Frame, first: int, last: int, count: int = 1) -> Gap:
-    stream = f"{frame.partition}/{frame.stream}"
-    return Gap(stream, frame.seq + first, frame.seq + last, count, "the consumer is too slow for its ring")
+def _dropped(partition: int, stream: str, first: int, last: int, count: int) -> Gap:
+    return Gap(f"{partition}/{stream}", first, last, count, "the consumer is too slow for its ring")

@@ -207,7 +207,7 @@ class Subscription:
         if aside is not None:
             aside.append(frame)
         elif places and frame.version > self._after.get(frame.partition, 0):
-            self._buffer.offer(frame, places)
+            self._buffer.offer(frame if len(places) == len(frame.keys) else frame.only(places))
             self._something.set()
 
     def restore(self, frame: Frame, life: str) -> None:
@@ -215,7 +215,7 @@ class Subscription:
         if frame.partition in self._aside:
             self._aside[frame.partition].append(frame)
         elif self._lives.get(frame.partition) in {"", life}:
-            self._buffer.offer(frame, (0,))
+            self._buffer.offer(frame)
             self._something.set()
 
     def adopt(self, partition: int, life: str) -> None:

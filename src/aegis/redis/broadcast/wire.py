@@ -96,15 +96,31 @@ def _balanced_tag(name: str, partition: int, partitions: int) -> str:
     return next(tag for tag in candidates if abs(slot_of_key(tag) - (partition + 0.5) * part) <= part / 8)
 
 
+class Tick(msgspec.Struct, frozen=True, gc=False):
+    """One tick by itself: what waits long holds on to no frame."""
+
+    key: str
+    payload: bytes
+    version: int
+    at_us: int
+    folded: int  #: how many older ticks the producer folded into it
+    snapshot: bool
+    partition: int
+    stream: str
+    seq: int
+
+
 class Frame:
     """
     Consecutive ticks of one stream, stored and announced as one step. Payloads are JSON, decoded only when wanted.
 
-    A value that was read is a frame of one tick with `snapshot` set.
+    A value that was read is a frame of one tick with `snapshot` set. Of a frame that holds only what somebody wants of
+    another, `places` says where its ticks stood there.
     """
 
     __slots__ = (
-        "at_us", "folded", "keys", "kinds", "life", "partition", "payloads", "seq", "snapshot", "stream", "version"
+        "at_us", "folded", "keys", "kinds", "life", "partition", "payloads", "places", "seq", "snapshot", "stream",
+        "version",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917 - once per message on the hot path
@@ -120,19 +136,48 @@ class Frame:
         kinds: str = "",
         folded: Sequence[int] = (),
         snapshot: bool = False,
+        places: Sequence[int] | None = None,
     ) -> None:
         self.partition, self.life, self.stream, self.seq, self.version = partition, life, stream, seq, version
         self.at_us, self.keys, self.payloads, self.kinds, self.folded = at_us, keys, payloads, kinds, folded
-        self.snapshot = snapshot
+        self.snapshot, self.places = snapshot, range(len(keys)) if places is None else places
 
     @property
     def last_seq(self) -> int:
         """Number of the last tick in its stream."""
         return self.seq + len(self.keys) - 1
 
-    def folded_at(self, place: int) -> int:
-        """How many older ticks the producer folded into one."""
-        return self.folded[place] if self.folded else 0
+    def only(self, places: Sequence[int]) -> Frame:
+        """These ticks of a whole frame; the others can be forgotten."""
+        return Frame(
+            self.partition,
+            self.life,
+            self.stream,
+            self.seq,
+            self.version,
+            self.at_us,
+            [self.keys[place] for place in places],
+            [self.payloads[place] for place in places],
+            "".join([self.kinds[place] for place in places]) if self.kinds else "",
+            [self.folded[place] for place in places] if self.folded else (),
+            self.snapshot,
+            places,
+        )
+
+    def tick(self, at: int) -> Tick:
+        """One of its ticks."""
+        place, folded = self.places[at], self.folded[at] if self.folded else 0
+        return Tick(
+            self.keys[at],
+            self.payloads[at],
+            self.version + place,
+            self.at_us,
+            folded,
+            self.snapshot,
+            self.partition,
+            self.stream,
+            self.seq + place,
+        )
 
     def __repr__(self) -> str:
         return f"<Frame {self.partition}/{self.stream} seq={self.seq}-{self.last_seq} version={self.version}>"
