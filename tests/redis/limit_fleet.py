@@ -1,8 +1,8 @@
 """
 Processes that share one limit: real ones, killed with real signals.
 
-Each is `python limit_fleet.py URL JSON`, where JSON is a `Contender`. It runs so many callers that wait again and
-again, and prints the moment of every release, in the time of day, which is also the server's clock.
+Each does what a `Contender` says: so many callers that wait again and again, and tell the moment of every release, in
+the time of day, which is also the server's clock. They are forked by a server that has imported aegis.
 
 How a run is judged, so that a loaded machine cannot bend it: the ring on the server has every permit that was ever
 given and not taken back (`remember` makes it keep them), and those are exact to the microsecond; releases come after
@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from multiprocessing import connection, get_context
 from typing import Any, Self
 
 from aegis.config import RedisConfig
 from aegis.errors import RateLimitTimeoutError
 from aegis.redis import Lane, Rate, RateLimit, RateLimiter, Redis
 from aegis.redis._limit_gate import key_name
+
+_processes = get_context("forkserver")
+_processes.set_forkserver_preload(["aegis.config", "aegis.redis"])
 
 
 @dataclass
@@ -42,32 +44,34 @@ class Contender:
     cost: int = 1
     timeout: float | None = None
     cancel_per_s: float = 0.0  #: callers cancelled at random, and begun anew
-    hold_s: float = 0.0  #: said before anybody waits; its end, or a moment before, is printed first
+    clock_off_s: float = 0.0  #: how wrong its time of day is
+    hold_s: float = 0.0  #: said before anybody waits; its end, or a moment before, is told first
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def contend(pipe: connection.Connection, url: str, job: Contender) -> None:
+    """What runs in the process."""
+    warnings.simplefilter("error")
+    pipe.send(asyncio.run(_contend(pipe, url, job)))
 
 
-async def contend(url: str, job: Contender) -> None:
+async def _contend(pipe: connection.Connection, url: str, job: Contender) -> dict[str, int]:
+    now, now_ns = time.time, time.time_ns
+    time.time, time.time_ns = lambda: now() + job.clock_off_s, lambda: now_ns() + int(job.clock_off_s * 1e9)
     limit = RateLimit("fleet", *(Rate(*rate) for rate in job.rates), pad=job.pad)
-    released: list[float] = []
     async with Redis(RedisConfig(url=url)) as redis:
         limiter = RateLimiter(redis, **job.options)
 
         if job.hold_s:
             await limiter.hold(limit, job.hold_s)
-            asked = time.time()
-            say(f"{asked + (await limiter.peek(limit)).held_for:.6f}")
+            asked = now()
+            pipe.send(asked + (await limiter.peek(limit)).held_for)
 
         async def caller() -> None:
             while True:
                 with contextlib.suppress(RateLimitTimeoutError):
                     await limiter.wait(limit, cost=job.cost, timeout=job.timeout, lane=Lane(job.lane))
-                    released.append(time.time())
-                    say(f"{released[-1]:.6f}")
+                    pipe.send(now())
 
         async def canceller() -> None:
             while job.cancel_per_s:
@@ -85,7 +89,7 @@ async def contend(url: str, job: Contender) -> None:
             task.cancel()
         await asyncio.gather(cancelling, *tasks, return_exceptions=True)
         stats = limiter.stats()
-    say(json.dumps({"server_calls": stats.server_calls, "got": stats.granted + stats.late}))
+    return {"server_calls": stats.server_calls, "got": stats.granted + stats.late}
 
 
 class Fleet:
@@ -93,7 +97,7 @@ class Fleet:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self.processes: list[subprocess.Popen[str]] = []
+        self._running: list[tuple[Any, connection.Connection]] = []
         self.released: list[list[float]] = []
         self.stats: list[dict[str, int]] = []
 
@@ -101,35 +105,37 @@ class Fleet:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for process in self.processes:
+        for process, pipe in self._running:
             process.kill()
-            process.wait()
-            process.stdout.close()
+            process.join()
+            pipe.close()
 
-    def start(self, job: Contender) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", __file__, self._url, json.dumps(asdict(job))],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.processes.append(process)
-        return process
+    def start(self, job: Contender) -> None:
+        pipe, theirs = _processes.Pipe()
+        process = _processes.Process(target=contend, args=(theirs, self._url, job), daemon=True)
+        process.start()
+        theirs.close()
+        self._running.append((process, pipe))
 
     def signal(self, number: int, kind: signal.Signals) -> None:
-        os.kill(self.processes[number].pid, kind)
+        os.kill(self._running[number][0].pid, kind)
 
     async def first_release(self, number: int) -> float:
         """The moment of the process's first release; it is not told again."""
-        return float(await asyncio.to_thread(self.processes[number].stdout.readline))
+        return await asyncio.to_thread(self._running[number][1].recv)
+
+    async def end_of(self, number: int) -> None:
+        await asyncio.to_thread(self._running[number][0].join)
 
     async def ended(self) -> list[list[float]]:
         """Wait for all; the moments of release of each. One that was killed has no statistics."""
-        for output in await asyncio.gather(*(asyncio.to_thread(p.stdout.read) for p in self.processes)):
-            lines = output.split()
-            at = output.find("{")
-            self.released.append([float(line) for line in (lines if at < 0 else output[:at].split())])
-            if at >= 0:
-                self.stats.append(json.loads(output[at:]))
+        for _, pipe in self._running:
+            moments: list[float] = []
+            with contextlib.suppress(EOFError):
+                while isinstance(told := await asyncio.to_thread(pipe.recv), float):
+                    moments.append(told)
+                self.stats.append(told)
+            self.released.append(moments)
         return self.released
 
     @property
@@ -173,8 +179,3 @@ def worst_window(moments: Sequence[float], per: float) -> int:
             first += 1
         worst = max(worst, last - first + 1)
     return worst
-
-
-if __name__ == "__main__":
-    arguments = json.loads(sys.argv[2])
-    asyncio.run(contend(sys.argv[1], Contender(**arguments)))

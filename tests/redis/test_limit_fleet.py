@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 from limit_fleet import Contender, Fleet, given, judge, remember
@@ -37,9 +38,10 @@ async def test_processes_share_one_quota_fairly_and_cheaply(fleet, redis):
 
 
 async def test_cancelling_at_random_breaks_nothing(fleet, redis):
-    """Callers cancelled all the time, two rates: still exact, and what they had serves others."""
-    for _ in range(3):
-        fleet.start(Contender([(20, 1.0), (8, 0.25)], callers=30, seconds=3, pad=PAD_S, cancel_per_s=100, timeout=4.0))
+    """Callers cancelled all the time, two rates, clocks seconds apart: exact, and what they had serves others."""
+    for off_s in (-3.0, 0.0, 5.0):
+        churn = Contender([(20, 1.0), (8, 0.25)], callers=30, seconds=3, pad=PAD_S, cancel_per_s=100, timeout=4.0)
+        fleet.start(replace(churn, clock_off_s=off_s))
     await fleet.ended()
     permits = await given(redis)
     judge(fleet.everything, permits, 20, 1.0, PAD_S)
@@ -58,7 +60,7 @@ async def test_a_dead_or_stopped_process_costs_one_window_at_most(fleet, redis, 
     fleet.signal(0, kind)
     stopped = time.time()
     if kind == signal.SIGSTOP:
-        fleet.processes[1].wait()
+        await fleet.end_of(1)
         fleet.signal(0, signal.SIGCONT)
     released = await fleet.ended()
     permits = await given(redis)

@@ -52,9 +52,11 @@ async def test_what_cannot_be_met_raises_at_once_and_consumes_nothing(redis):
     """The refusal says when to come back, and the quota is untouched."""
     limiter, limit = RateLimiter(redis), RateLimit("late", Rate(1, per=60))
     assert await limiter.wait(limit) < 10
+    before = [await redis.execute("DUMP", key) for key in sorted(await redis.execute("KEYS", "*"))]
     with pytest.raises(RateLimitTimeoutError, match="late") as refused:
         await limiter.wait(limit, timeout=1.0)
     assert 40 < refused.value.retry_after_s <= 60.05
+    assert before == [await redis.execute("DUMP", key) for key in sorted(await redis.execute("KEYS", "*"))]
     usage = await limiter.peek(limit)
     assert (usage.used, usage.remaining) == (1, 0)
 

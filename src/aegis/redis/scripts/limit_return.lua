@@ -8,7 +8,7 @@
 local reply, leaving = 0, tonumber(ARGV[own + 1])
 for i = own + 2, own + 1 + leaving do
   local lane = tonumber(ARGV[i]) + 1
-  if mine[lane] then write_turn(lane, mine[lane], 0, now) end
+  if mine[lane] then write_turn(lane, mine[lane], 0, 0) end
 end
 for i = own + 2 + leaving, #ARGV, 3 do
   if tonumber(ARGV[i + 1]) > now then reply = reply + call('LREM', ring, tonumber(ARGV[i + 2]), ARGV[i + 1]) end

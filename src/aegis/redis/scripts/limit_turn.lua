@@ -144,9 +144,9 @@ for lane = 1, 3 do
     end
     if back > 0 then crowd = max(crowd, now + back + GRACE) end
     changed = true
-    write_turn(lane, virtual, left, now + back)
+    write_turn(lane, virtual, left, left > 0 and now + back or 0)
   elseif mine[lane] then
-    write_turn(lane, mine[lane], 0, now)
+    write_turn(lane, mine[lane], 0, 0)
   end
 end
 
