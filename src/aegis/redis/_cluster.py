@@ -17,8 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from hiredis import ReplyError
 
@@ -28,6 +27,7 @@ from aegis.errors import ClosedError, RedisError, RedisUnavailableError
 from aegis.redis._link import pack
 from aegis.redis._node import Node, NodeGoneError
 from aegis.redis._open import open_link
+from aegis.redis._pieces import NOT_NOW, Pieces, gather_all, is_not_here
 from aegis.redis._shared import Command, command_name
 from aegis.redis._slots import is_everywhere, one_slot, slot_of, slot_of_key
 from aegis.redis._stats import Counters
@@ -40,8 +40,6 @@ _SURVEY_BACKOFF = Backoff(base_s=0.05, cap_s=1.0)
 _LOOK_TIMEOUT_S = 1.0  #: for one node to tell its view
 _REDIRECTIONS_MAX = 8  #: in a row; then the map is in motion, and we wait a little
 _PAUSE_BASE_S, _PAUSE_CAP_S = 0.01, 0.25
-#: Answers that say: not executed, ask again. The rest of them are redirections.
-_NOT_NOW = ("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN")
 
 
 class Cluster:
@@ -110,9 +108,9 @@ class Cluster:
             if not self.topology.complete:
                 raise RedisUnavailableError(self.config.address, "some slots are served by nobody")
             self._nodes = {place: self._new_node(place) for place in self.topology.primaries}
-            await _all(node.open() for node in self._nodes.values())
+            await gather_all(node.open() for node in self._nodes.values())
         except BaseException:
-            await self._drop_all()
+            await self._dropgather_all()
             raise
         self._open = True
         log.debug("connected to %d primaries of Redis %s", len(self._nodes), self.config.address)
@@ -125,9 +123,9 @@ class Cluster:
             survey.cancel()
             await asyncio.gather(survey, return_exceptions=True)
         self._notify()
-        await self._drop_all()
+        await self._dropgather_all()
 
-    async def _drop_all(self) -> None:
+    async def _dropgather_all(self) -> None:
         nodes, self._nodes, self._retired = [*self._nodes.values(), *self._retired], {}, []
         await asyncio.gather(*(node.close() for node in nodes))
 
@@ -145,14 +143,14 @@ class Cluster:
         loop = asyncio.get_running_loop()
         attempts = _Attempts(loop.time() + timeout_s)
         while True:
-            node = await self._serving(slot, attempts.deadline, timeout_s)
+            node = await self.serving(slot, attempts.deadline, timeout_s)
             try:
                 reply = await self._ask_fast(node, args, attempts, idempotent=idempotent)
                 if type(reply) is not ReplyError:
                     return reply
                 word, _, rest = str(reply).partition(" ")
                 if word == "ASK":
-                    replies = await self._node_at(rest, node).ask_as_one([("ASKING",), args], attempts.left_s())
+                    replies = await self.node_at(rest, node).ask_as_one([("ASKING",), args], attempts.left_s())
                     reply = replies[1]
                     if type(reply) is not ReplyError:
                         return reply
@@ -161,8 +159,8 @@ class Cluster:
                 self.doubt(str(exc))
                 continue
             if word == "MOVED":
-                self._moved(slot, rest, node)
-            elif word in _NOT_NOW:
+                self.moved(slot, rest, node)
+            elif word in NOT_NOW:
                 self.doubt(str(reply))
             elif word != "ASK":
                 return reply
@@ -187,35 +185,8 @@ class Cluster:
             node.late(args, left_s, exc)
 
     async def ask_each(self, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
-        """Send many commands, those of one node in one piece; what a node does not take is asked alone."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        groups: dict[int, list[int]] = {}
-        nodes: dict[int, Node] = {}
-        for at, command in enumerate(commands):
-            slot = slot_of(command)
-            node = None if is_everywhere(command) else self._any() if slot is None else self.owner(slot)
-            key = id(node) if node is not None and self._serves(node) else -1
-            groups.setdefault(key, []).append(at)
-            if node is not None:
-                nodes[id(node)] = node
-        alone = groups.pop(-1, [])
-        replies: list[Reply] = [None] * len(commands)
-
-        async def ask_node(node: Node, places: list[int]) -> list[int]:
-            try:
-                answers = await node.ask_each([commands[at] for at in places], deadline - loop.time())
-            except NodeGoneError as exc:
-                self.doubt(str(exc))
-                return places
-            for at, reply in zip(places, answers, strict=True):
-                replies[at] = reply
-            return [at for at in places if _is_not_here(replies[at])]
-
-        again = await _all(ask_node(nodes[key], places) for key, places in groups.items())
-        for at in sorted([*alone, *(at for places in again for at in places)]):
-            replies[at] = await self.ask(commands[at], max(deadline - loop.time(), 0.001))
-        return replies
+        """Send many commands, those of one node in one piece (`Pieces`)."""
+        return await Pieces(self, commands, timeout_s).ask()
 
     async def transact(self, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
         """
@@ -227,25 +198,25 @@ class Cluster:
         slot = one_slot(commands)
         attempts = _Attempts(asyncio.get_running_loop().time() + timeout_s)
         while True:
-            node = await self._serving(slot, attempts.deadline, timeout_s)
+            node = await self.serving(slot, attempts.deadline, timeout_s)
             try:
                 replies = await node.transact(commands, attempts.left_s())
             except NodeGoneError as exc:
                 self.doubt(str(exc))
                 continue
-            refusal = next((reply for reply in replies if _is_not_here(reply)), None)
+            refusal = next((reply for reply in replies if is_not_here(reply)), None)
             if refusal is None:
                 return replies
             word, _, rest = str(refusal).partition(" ")  # refused while queueing: EXEC has executed nothing
             if word == "MOVED":
-                self._moved(slot, rest, node)
+                self.moved(slot, rest, node)
             else:
                 self.doubt(str(refusal))
             if not await attempts.pause(redirected=word == "MOVED"):
                 return replies
 
     async def _ask_everywhere(self, args: Command, timeout_s: float) -> Reply:
-        replies = await _all(node.ask(args, timeout_s) for node in self.nodes)
+        replies = await gather_all(node.ask(args, timeout_s) for node in self.nodes)
         for reply in replies:
             if isinstance(reply, ReplyError):
                 return reply
@@ -272,14 +243,15 @@ class Cluster:
 
     # --- who serves ---
 
-    async def _serving(self, slot: int | None, deadline: float, timeout_s: float) -> Node:
+    async def serving(self, slot: int | None, deadline: float, timeout_s: float) -> Node:
         """The connected owner of the slot; waits for there to be one."""
         while True:
             if not self._open:
                 raise ClosedError("Redis")
-            node = self._any() if slot is None else self.owner(slot)
-            if node is not None and self._serves(node):
+            node = self.serving_now(slot)
+            if node is not None:
                 return node
+            node = self._any() if slot is None else self.owner(slot)
             self.doubt(node.steady.cause if node is not None else f"nobody serves slot {slot}")
             assert self._changed is not None
             self._waiting += 1
@@ -293,6 +265,11 @@ class Cluster:
             finally:
                 self._waiting -= 1
 
+    def serving_now(self, slot: int | None) -> Node | None:
+        """The connected owner of the slot; any node where no slot is asked for."""
+        node = self._any() if slot is None else self.owner(slot)
+        return node if node is not None and self._serves(node) else None
+
     def _any(self) -> Node | None:
         nodes = self.nodes
         return next((node for node in nodes if self._serves(node)), nodes[0] if nodes else None)
@@ -300,14 +277,14 @@ class Cluster:
     def _serves(self, node: Node) -> bool:
         return node.state == "connected" and node.place not in self._unconfirmed
 
-    def _moved(self, slot: int | None, rest: str, by: Node) -> None:
+    def moved(self, slot: int | None, rest: str, by: Node) -> None:
         """One node says that another owns the slot: believe it at once, and look whether more has changed."""
-        node = self._node_at(rest, by)
+        node = self.node_at(rest, by)
         if slot is not None:
             self.topology.owners[slot] = node.place
         self.doubt(f"slot {slot} has moved")
 
-    def _node_at(self, rest: str, by: Node) -> Node:
+    def node_at(self, rest: str, by: Node) -> Node:
         """The node that a redirection `slot host:port` names; one that we did not know joins."""
         host, _, port = rest.rpartition(" ")[2].rpartition(":")
         told = Place(host or by.config.host, int(port))
@@ -437,10 +414,6 @@ class _Attempts:
         return True
 
 
-def _is_not_here(reply: Reply) -> bool:
-    return isinstance(reply, ReplyError) and str(reply).partition(" ")[0] in {"MOVED", "ASK", *_NOT_NOW}
-
-
 async def _ask_once(config: RedisConfig, command: Command) -> Reply:
     """One command over a connection of its own."""
     async with asyncio.timeout(_LOOK_TIMEOUT_S):
@@ -449,12 +422,3 @@ async def _ask_once(config: RedisConfig, command: Command) -> Reply:
             return await link.send(pack(tuple(command)))
         finally:
             link.abort("has been asked")
-
-
-async def _all(work: Iterable[Awaitable[Any]]) -> list[Any]:
-    """As gather; but when one fails, the others have ended before it is raised."""
-    results = await asyncio.gather(*work, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
