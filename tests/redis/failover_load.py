@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 from aegis.embedded import EmbeddedValkey
 from aegis.errors import RedisUnavailableError, ServerLostError
-from aegis.redis import Redis
+from aegis.redis import Cache, Redis
 
 #: The group replaces a silent primary after 1.5 s; our clients let go of it before that.
 FAST = {"hang_timeout": 0.8, "connect_timeout": 0.8}
@@ -54,6 +54,34 @@ class Load:
         for key in self.keys:
             value = int(await self.client.execute("GET", key, timeout=20, idempotent=True) or 0)
             assert self.answered[key] <= value <= self.answered[key] + self.unknown[key], key
+
+
+class Token:
+    """A value that expires all the time and is wanted by several clients: how many loads of it run at the same time."""
+
+    def __init__(self) -> None:
+        self.running: Counter[str] = Counter()
+        self.loads = self.most = self.most_of_one = 0
+
+    async def want(self, name: str, client: Redis) -> None:
+        """Five callers who come back as soon as they have it, until cancelled."""
+        cache = Cache(client, patience_s=0.5)
+
+        async def fetch() -> str:
+            self.running[name] += 1
+            self.loads += 1
+            self.most = max(self.most, self.running.total())
+            self.most_of_one = max(self.most_of_one, self.running[name])
+            await asyncio.sleep(0.1)
+            self.running[name] -= 1
+            return "token"
+
+        async def ask() -> None:
+            while True:
+                assert await cache.get_or_set("token", fetch, str, ttl=0.5) == "token"
+                await asyncio.sleep(0.02)
+
+        await asyncio.gather(*(ask() for _ in range(5)))
 
 
 @contextlib.asynccontextmanager

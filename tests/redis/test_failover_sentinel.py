@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from failover_load import DOWN_AFTER_MS, FAST, KEYS, load, replaced, until
+from failover_load import DOWN_AFTER_MS, FAST, KEYS, Token, load, replaced, until
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedSentinel, EmbeddedValkey
@@ -30,7 +30,8 @@ async def test_primaries_are_replaced_one_after_the_other_and_no_limit_is_exceed
     """
     The first is killed, the second stopped until it is replaced, and resumed.
 
-    Two clients find the new primary by themselves, keep to the limit in every window, and stay off the old ones.
+    Two clients find the new primary by themselves, keep to the limit in every window, and stay off the old ones. While
+    there is none, each loads for itself what it cannot look up, one load at a time.
     """
     limit, grants, over = RateLimit("upstream", Rate(10, per=1)), list[float](), False
     config = RedisConfig(url=group.url, **FAST)
@@ -43,6 +44,8 @@ async def test_primaries_are_replaced_one_after_the_other_and_no_limit_is_exceed
 
         limiters = (RateLimiter(one), RateLimiter(other))
         tasks = [asyncio.create_task(take(limiter)) for limiter in limiters for _ in range(4)]
+        token = Token()
+        wanting = [asyncio.create_task(token.want(name, client)) for name, client in (("one", one), ("other", other))]
         async with load(one, KEYS) as running:
             for fault in (EmbeddedValkey.kill, EmbeddedValkey.pause):
                 before = len(grants)
@@ -56,7 +59,13 @@ async def test_primaries_are_replaced_one_after_the_other_and_no_limit_is_exceed
             await until(lambda: len(grants) > before + 25)
         assert one._steady._link._transport.get_extra_info("peername")[1] == new.port
         assert await one.raw.ping()
-        over = True
+        over, loads = True, token.loads
+        await until(lambda: token.loads > loads)
+        for task in wanting:
+            assert not task.done(), "its callers got an error"
+            task.cancel()
+        await asyncio.gather(*wanting, return_exceptions=True)
+        assert (token.most_of_one, token.most) in {(1, 1), (1, 2)}, "docs/scaling.md: one per process at a time"
         async with asyncio.timeout(30):
             await asyncio.gather(*tasks)
         assert one.stats().reconnects >= 2
