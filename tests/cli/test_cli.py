@@ -102,15 +102,9 @@ def test_version_names_what_a_bug_report_needs(command):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_commands_and_their_options(shell, monkeypatch):
+def test_completion_knows_commands_and_their_options(shell, command):
     """What the installed script asks for on <tab> is answered: commands by the table, options by the command."""
-    monkeypatch.setenv("_AEGIS_COMPLETE", f"complete_{shell}")
-    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "aegis de")
-    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
-    monkeypatch.setenv("COMP_WORDS", "aegis de")
-    monkeypatch.setenv("COMP_CWORD", "1")
-    assert "demo" in aegis().stdout
-    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "aegis demo --comp")
-    monkeypatch.setenv("COMP_WORDS", "aegis demo --comp")
-    monkeypatch.setenv("COMP_CWORD", "2")
-    assert "--compare" in aegis().stdout
+    for words, number, expected in (("aegis de", "1", "demo"), ("aegis demo --comp", "2", "--compare")):
+        asked = {"_TYPER_COMPLETE_ARGS": words, "COMP_WORDS": words, "COMP_CWORD": number}
+        asked["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
+        assert expected in command(_AEGIS_COMPLETE=f"complete_{shell}", **asked).stdout

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Iterator
 
 import pytest
 
-from aegis.redis import Cache
+from aegis import sync
+from aegis.config import Config
 
 
 @pytest.fixture
-def aegis(valkey_server, tmp_path):
-    def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "aegis", "cache", *args],
-            capture_output=True, text=True, timeout=50, check=False, cwd=tmp_path,
-            env={"PATH": os.environ["PATH"], "REDIS_URL": valkey_server.url, **environment},
-        )  # fmt: skip
+def redis(valkey_server) -> Iterator[sync.Redis]:
+    with sync.Redis(Config.load({"REDIS_URL": valkey_server.url}, None).redis) as opened:
+        opened.execute("FLUSHALL")
+        yield opened
+
+
+@pytest.fixture
+def aegis(command, valkey_server):
+    def run(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return command("cache", *args, **{"REDIS_URL": valkey_server.url, **environ})
 
     return run
 
 
-async def test_get_shows_the_value_and_its_life(redis, aegis):
+def test_get_shows_the_value_and_its_life(redis, aegis):
     """As text and as JSON, with its namespace in the key; exit code 1 and a hint where there is none."""
-    await Cache(redis).namespace("kis").set("stock:005930", {"name": "삼성전자"}, ttl=60, tags=("krx",))
+    sync.Cache(redis).namespace("kis").set("stock:005930", {"name": "삼성전자"}, ttl=60, tags=("krx",))
     done = aegis("get", "kis:stock:005930")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"name": "삼성전자"})
     assert "tags: kis:krx" in done.stderr
@@ -38,11 +41,11 @@ async def test_get_shows_the_value_and_its_life(redis, aegis):
     assert "'kis:other'" in none.stderr
 
 
-async def test_what_looks_like_a_secret_is_masked(redis, aegis):
+def test_what_looks_like_a_secret_is_masked(redis, aegis):
     """By the key's name or a field's, however deep; --reveal shows it."""
-    cache = Cache(redis)
-    await cache.set("kis-token:real", {"value": "eyJ0"})
-    await cache.set("login", {"user": "me", "parts": [{"app_secret": "eyJ0"}]})
+    cache = sync.Cache(redis)
+    cache.set("kis-token:real", {"value": "eyJ0"})
+    cache.set("login", {"user": "me", "parts": [{"app_secret": "eyJ0"}]})
     for key in ("kis-token:real", "login"):
         for flags in ((), ("--json",)):
             assert "eyJ0" not in aegis("get", key, *flags).stdout
@@ -50,14 +53,14 @@ async def test_what_looks_like_a_secret_is_masked(redis, aegis):
     assert '"me"' in aegis("get", "login").stdout
 
 
-async def test_keys_stats_invalidate_and_delete(redis, aegis):
+def test_keys_stats_invalidate_and_delete(redis, aegis):
     """What is listed and counted is what is there; what is removed is gone."""
-    cache = Cache(redis)
-    await cache.set_many({f"stock:{n:03}": n for n in range(5)}, tags=("krx",))
-    await cache.set("token", "x")
+    cache = sync.Cache(redis)
+    cache.set_many({f"stock:{n:03}": n for n in range(5)}, tags=("krx",))
+    cache.set("token", "x")
     with pytest.raises(ZeroDivisionError):
-        await cache.get_or_set("quiet", lambda: 1 // 0, error_ttl_s=60)
-    await redis.execute("SET", "aegis:lease:{busy}", "0abc")
+        cache.get_or_set("quiet", lambda: 1 // 0, error_ttl_s=60)
+    redis.execute("SET", "aegis:lease:{busy}", "0abc")
     assert aegis("keys", "stock:*").stdout.split() == [f"stock:{n:03}" for n in range(5)]
     limited = json.loads(aegis("keys", "stock:*", "--limit", "2", "--json").stdout)
     assert limited == {"keys": ["stock:000", "stock:001"], "more": True} or len(limited["keys"]) == 2
@@ -69,9 +72,9 @@ async def test_keys_stats_invalidate_and_delete(redis, aegis):
     assert stats["bytes"] == sum(group["bytes"] for group in stats["groups"].values())
     assert "stock" in aegis("stats").stdout
     assert aegis("invalidate", "krx").returncode == 0
-    assert await cache.get("stock:001") is None
+    assert cache.get("stock:001") is None
     assert "is deleted" in aegis("delete", "token").stdout
-    assert await cache.get("token") is None
+    assert cache.get("token") is None
 
 
 def test_without_a_shared_server_it_says_so(aegis):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -18,13 +15,12 @@ def url() -> str:
         yield server.url
 
 
-def aegis_db(url: str, *args: str) -> subprocess.CompletedProcess[str]:
-    environ = {"PATH": os.environ["PATH"], "DATABASE_URL": url}
-    command = [sys.executable, "-m", "aegis", "db", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=environ)
+@pytest.fixture
+def aegis_db(command):
+    return lambda url, *args: command("db", *args, DATABASE_URL=url)
 
 
-def test_migrate_and_status_tell_what_is_done_and_what_is_left(url, tmp_path):
+def test_migrate_and_status_tell_what_is_done_and_what_is_left(aegis_db, url, tmp_path):
     """Pending, applied, applied once, edited: on stdout for people, as JSON for scripts, in the exit code for both."""
     (tmp_path / "0001_a.sql").write_text("create table a ()")
     path = ("--path", str(tmp_path))
@@ -44,7 +40,7 @@ def test_migrate_and_status_tell_what_is_done_and_what_is_left(url, tmp_path):
     assert refused.stderr.startswith("aegis: migration 0001_a.sql: was edited")
 
 
-def test_what_is_wrong_is_one_line(tmp_path):
+def test_what_is_wrong_is_one_line(aegis_db, tmp_path):
     """No server, and an embedded one that nobody started: what, where, why, and exit code 1."""
     for url in (f"postgresql://me:hunter2@/x?host={tmp_path}", "embedded:"):
         done = aegis_db(url, "status")

@@ -7,7 +7,9 @@ import json
 import signal
 import sys
 
+from aegis import sync
 from aegis.cli.tail import as_text
+from aegis.config import Config
 from aegis.redis import Gap, PubSub, Update
 
 
@@ -44,24 +46,24 @@ async def test_lines_of_json_follow_the_keys_asked_for(redis, valkey_server):
     assert b"Traceback" not in err
 
 
-async def test_lines_for_people_and_a_count(redis, valkey_server):
+def test_lines_for_people_and_a_count(command, valkey_server):
     """Where the output is no terminal, one line per update; it ends after as many as asked for."""
-    async with PubSub(redis) as bus:
-        await bus.publish("a", 1)
-        await bus.publish("b", 2)
-        await bus.flush()
-        process = await start(valkey_server.url, "quotes", "--pattern", "[ab]", "--count", "2")
-        out, err = await asyncio.wait_for(process.communicate(), 30)
-    assert process.returncode == 0, err
-    assert sorted(line.split("  ")[1:] for line in out.decode().splitlines()) == [["a", "1"], ["b", "2"]]
+    config = Config.load({"REDIS_URL": valkey_server.url}, None)
+    with sync.Redis(config.redis) as redis:
+        redis.execute("FLUSHALL")
+        with sync.PubSub(redis) as bus:
+            bus.publish("a", 1)
+            bus.publish("b", 2)
+    done = command("tail", "quotes", "--pattern", "[ab]", "--count", "2", REDIS_URL=valkey_server.url)
+    assert done.returncode == 0, done.stderr
+    assert sorted(line.split("  ")[1:] for line in done.stdout.splitlines()) == [["a", "1"], ["b", "2"]]
 
 
-async def test_without_a_server_it_says_so(redis):
+def test_without_a_server_it_says_so(command):
     """One line on stderr, naming the address, and exit code 1."""
-    process = await start("redis://127.0.0.1:1", "quotes")
-    out, err = await asyncio.wait_for(process.communicate(), 30)
-    assert (process.returncode, out) == (1, b"")
-    assert b"127.0.0.1:1" in err
+    done = command("tail", "quotes", REDIS_URL="redis://127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "127.0.0.1:1" in done.stderr
 
 
 def test_text_of_updates_and_losses():

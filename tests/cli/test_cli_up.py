@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,8 @@ import pytest
 
 from aegis import sync
 from aegis.config import Config, child_environ
+from aegis.embedded import EmbeddedValkey, free_port
+from aegis.redis import Rate, RateLimit
 from aegis.runtime import Runtime
 from aegis.upstream import DART_RATE_LIMIT, NAVER_RATE_LIMIT
 
@@ -35,24 +38,33 @@ def aegis(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_command_runs_with_the_variables_and_its_exit_code_is_ours():
-    """What the user's shell says about other servers does not reach it."""
+    """What the user's shell says about other servers does not reach it; the rest does."""
     code = """
-import asyncio, sys
-from aegis import Config, Runtime
-async def main():
-    async with Runtime(Config.load(env_file=None)) as rt:
-        assert await rt.redis.execute("SET", "k", "v") == b"OK"
-        assert await rt.db.fetch_value("select 1") == 1
-asyncio.run(main())
+import os, socket, sys
+assert "REDIS_PASSWORD" not in os.environ and os.environ["KIS_APP_KEY"] == "k"
+from urllib.parse import urlsplit
+for name in ("REDIS_URL", "DATABASE_URL"):
+    url = urlsplit(os.environ[name])
+    with socket.create_connection((url.hostname, url.port)) as server:
+        if name == "REDIS_URL":
+            server.sendall(b"PING\\r\\n")
+            assert server.recv(100) == b"+PONG\\r\\n"
 sys.exit(7)
 """
-    done = aegis("up", "--", sys.executable, "-c", code, REDIS_URL="redis://127.0.0.1:1")
+    others = {"REDIS_URL": "redis://127.0.0.1:1", "REDIS_PASSWORD": SECRET}
+    done = aegis("up", "--no-page", "--", sys.executable, "-S", "-c", code, **others, KIS_APP_KEY="k")
     assert done.returncode == 7, done.stderr
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_variables_are_for_a_shell_and_servers_end_with_us(end):
-    """Every line can be pasted; nothing outlives the command, whatever ends it."""
+def test_a_command_that_is_not_there_is_one_line(command):
+    """And the exit code of a shell."""
+    done = command("up", "--redis", "none", "--no-postgres", "--no-page", "--", "/nothing/here")
+    assert (done.returncode, done.stdout) == (127, "")
+    assert done.stderr.splitlines()[-1] == "aegis: cannot run /nothing/here: No such file or directory"
+
+
+def test_variables_are_for_a_shell_and_servers_end_with_us():
+    """Every line can be pasted; nothing outlives the command, even where nothing can be done about its end."""
     environ = child_environ({"PORT": "0"})
     with subprocess.Popen(
         [*AEGIS, "up"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ
@@ -63,17 +75,21 @@ def test_variables_are_for_a_shell_and_servers_end_with_us(end):
         Config.load(variables, None)
         children = psutil.Process(up.pid).children(recursive=True)
         assert len(children) >= 4  # two guardians, two servers
-        up.send_signal(end)
-        assert up.wait(30) == (-signal.SIGKILL if end is signal.SIGKILL else 130)
+        up.kill()
+        assert up.wait(30) == -signal.SIGKILL
+    wait_for_the_end_of(children)
+
+
+def wait_for_the_end_of(children: list[psutil.Process]) -> None:
     deadline = time.monotonic() + 20
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
         assert time.monotonic() < deadline, "a server outlived us"
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("options", [(), ("--no-postgres",)])
-async def test_a_page_shows_what_is_on_them(options):
-    """On PORT: what a process with the printed variables publishes is there."""
+@pytest.mark.parametrize(("end", "options"), [(signal.SIGINT, ()), (signal.SIGTERM, ("--no-postgres",))])
+async def test_a_page_shows_what_is_on_them(end, options):
+    """On PORT: what a process with the printed variables publishes is there. Ctrl-C and SIGTERM end all of it."""
     up = await asyncio.create_subprocess_exec(
         *(*AEGIS, "up", *options),
         stdout=asyncio.subprocess.PIPE,
@@ -90,15 +106,18 @@ async def test_a_page_shows_what_is_on_them(options):
             async with asyncio.timeout(30):
                 while True:
                     async with session.get(f"{url}history.json") as answer:
-                        if await answer.json() == {"005930": [75_800]}:
+                        if (await answer.json())["prices"] == {"005930": [75_800]}:
                             break
                     await asyncio.sleep(0.05)
             async with session.get(f"{url}state.json") as answer:
                 servers = (await answer.json()).get("servers", {})
         assert ("PostgreSQL" in servers) is (not options) or not servers
+        children = psutil.Process(up.pid).children(recursive=True)
+        assert len(children) >= (2 if options else 4)  # each a guardian and its server
     finally:
-        up.send_signal(signal.SIGINT)
+        up.send_signal(end)
         assert await up.wait() == 130
+    await asyncio.to_thread(wait_for_the_end_of, children)
 
 
 @pytest.mark.parametrize(
@@ -110,17 +129,17 @@ async def test_a_page_shows_what_is_on_them(options):
 )
 def test_groups_of_servers(options, scheme, places):
     """Their URL is the one that the configuration reads."""
-    code = "from aegis import Config; print(Config.load(env_file=None).redis.url.get_secret_value())"
-    done = aegis("up", *options.split(), "--no-postgres", "--", sys.executable, "-c", code)
+    done = aegis("up", *options.split(), "--no-postgres", "--no-page", "--", "sh", "-c", "echo $REDIS_URL")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{scheme}://")
     assert len(done.stdout.split(",")) == places
+    Config.load({"REDIS_URL": done.stdout.strip()}, None)
 
 
 @pytest.mark.parametrize("options", ["--cluster 3+2", "--cluster 3", "--cluster 0+0", "--cluster 3+3 --sentinel"])
-def test_groups_that_cannot_be_are_refused_before_anything_starts(options):
+def test_groups_that_cannot_be_are_refused_before_anything_starts(options, command):
     """One line that says what is expected."""
-    done = aegis("up", *options.split())
+    done = command("up", *options.split())
     assert done.returncode == 2
     assert "expected primaries+replicas" in done.stderr or "exclude each other" in done.stderr
 
@@ -157,26 +176,62 @@ def test_limits_without_redis_and_with_a_wrong_name_are_one_clear_line(command):
     assert "kis" in done.stderr
 
 
-def test_the_live_view_ends_with_ctrl_c(valkey_server):
-    """On a terminal it goes on; exit code 130, the cursor is shown again."""
+def test_limits_of_ones_own_are_found_where_a_program_defines_them(command, valkey_server, tmp_path):
+    """One by its name, all of a module, imported from the working directory; what is none is said."""
+    rates = "Rate(20, per=1.0), Rate(100, per=60.0)"
+    source = f"""
+from aegis.redis import Rate, RateLimit
+ORDERS = RateLimit("orders", {rates})
+NEWS = RateLimit("news", Rate(1, per=2.0))
+"""
+    (tmp_path / "its_limits.py").write_text(source)
+    with sync.Redis(Config.load({"REDIS_URL": valkey_server.url}, None).redis) as redis:
+        redis.execute("FLUSHALL")
+        sync.RateLimiter(redis).allow(RateLimit("orders", Rate(20, per=1.0), Rate(100, per=60.0)), key=SECRET)
+    environ = {"REDIS_URL": valkey_server.url}
+    [row] = json.loads(command("limits", "its_limits:ORDERS", "--key", SECRET, "--json", **environ).stdout)
+    assert (row["limit"], row["rates"]) == ("orders", [{"limit": 20, "per": 1.0}, {"limit": 100, "per": 60.0}])
+    (tmp_path / "its").mkdir()
+    (tmp_path / "its" / "limits.py").write_text(source)
+    rows = json.loads(command("limits", "kis", "its.limits", "its.limits:NEWS", "--json", **environ).stdout)
+    assert [row["limit"] for row in rows] == ["kis", "orders", "news"]
+    for wrong, why in (
+        ("its_limits:ORDER", "there is no RateLimit 'ORDER' in 'its_limits'"),
+        ("json.decoder", "there is no RateLimit in 'json.decoder'"),
+        ("nothing.here", "'nothing.here' cannot be imported: ModuleNotFoundError"),
+    ):
+        done = command("limits", wrong)
+        assert done.returncode == 2
+        assert why in " ".join(done.stderr.split())
+
+
+def test_the_live_view_outlasts_an_outage_and_ends_with_ctrl_c():
+    """On a terminal it goes on, and says so while the server is away; exit code 130, the cursor is shown again."""
     leader, follower = os.openpty()
-    with subprocess.Popen(
-        [*AEGIS, "limits", "kis"],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        env=child_environ({"REDIS_URL": valkey_server.url, "TERM": "xterm", "COLUMNS": "100"}),
-    ) as shown:
-        os.close(follower)
-        screen = b""
-        while screen.count(b"kis") < 3:  # drawn again and again
-            screen += os.read(leader, 4096)
-        shown.send_signal(signal.SIGINT)
-        try:
-            while chunk := os.read(leader, 4096):
-                screen += chunk
-        except OSError:  # the other side is closed
-            pass
-        assert shown.wait(20) == 130
+    with EmbeddedValkey(port=free_port()) as server:
+        environ = {"REDIS_URL": server.url, "REDIS_COMMAND_TIMEOUT": "500ms", "TERM": "xterm", "COLUMNS": "120"}
+        with subprocess.Popen(
+            [*AEGIS, "limits", "kis"], stdin=follower, stdout=follower, stderr=follower, env=child_environ(environ)
+        ) as shown:
+            os.close(follower)
+            screen = b""
+
+            def until(text: bytes, times: int = 1) -> None:
+                nonlocal screen
+                screen = b""
+                while screen.count(text) < times:
+                    screen += os.read(leader, 4096)
+
+            until(b"5 in 1 s", times=3)  # drawn again and again
+            server.kill()
+            until(b"these are the values from before")
+            server.start()
+            while b"these are" in screen:  # a whole picture without it
+                until(b"5 in 1 s", times=3)
+            shown.send_signal(signal.SIGINT)
+            with contextlib.suppress(OSError):  # the other side is closed
+                while chunk := os.read(leader, 4096):
+                    screen += chunk
+            assert shown.wait(20) == 130
     os.close(leader)
     assert b"\x1b[?25h" in screen

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
-from dashboard_scene import API_KEY, APP_KEY, Scene
+from dashboard_scene import API_KEY, APP_KEY, OWN, Scene
 
 from aegis.config import Config
 from aegis.dashboard import Dashboard
@@ -31,6 +31,6 @@ def config(variables) -> Config:
 async def scene(config) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
         page = await stack.enter_async_context(Dashboard(0))
-        await stack.enter_async_context(page.live(config))
+        await stack.enter_async_context(page.live(config, limits=[(OWN, APP_KEY)]))
         rt = await stack.enter_async_context(Runtime(config, vitals="collector 7"))
         yield Scene(page, rt)

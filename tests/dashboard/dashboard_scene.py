@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aegis.dashboard import Dashboard
+from aegis.redis import Rate, RateLimit
 from aegis.runtime import Runtime
 from aegis.upstream import KIS_RATE_LIMIT
 
 APP_KEY = "AppKeyThatNobodySees"
+OWN = RateLimit("orders", Rate(3, per=60.0))  #: a limit that aegis does not know by itself
 API_KEY = "0123456789abcdef" * 2 + "01234567"
 
 

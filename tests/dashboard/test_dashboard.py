@@ -8,7 +8,7 @@ import re
 
 import aiohttp
 import pytest
-from dashboard_scene import API_KEY, APP_KEY
+from dashboard_scene import API_KEY, APP_KEY, OWN
 
 from aegis.dashboard import Dashboard
 from aegis.dashboard.history import History
@@ -76,6 +76,9 @@ async def test_limits_servers_and_processes_are_told(scene):
     await scene.take_permits(3)
     seen = await until(scene.page, lambda seen: {"limits", "servers", "process:collector 7"} <= seen.keys())
     assert [limit["label"] for limit in seen["limits"]][:2] == ["KIS 한국투자증권", "DART 전자공시"]
+    assert seen["limits"][-1]["label"] == "orders"
+    await scene.rt.limiter.allow(OWN, key=APP_KEY)
+    await until(scene.page, lambda seen: seen["limits"][-1]["used"] == 1)
     assert {name: server["ok"] for name, server in seen["servers"].items()} == {
         "Valkey / Redis": True,
         "PostgreSQL": True,

@@ -1,22 +1,23 @@
-"""`aegis limits`: how the limits of KIS, DART and Naver stand in Redis, live."""
+"""`aegis limits`: how the limits of KIS, DART and Naver stand in Redis, and your own; live."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
-from aegis import upstream
 from aegis.cli._app import AsJson, EnvFile, new_app, run
+from aegis.cli._named_limits import named_limits, presets
 from aegis.config import Config
+from aegis.errors import RedisError
 from aegis.redis import RateLimit, RateLimiter, Redis, Usage
 
 app = new_app()
@@ -39,7 +40,10 @@ class _Row:
 def limits(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Only these presets.", autocompletion=lambda: [limit.name for limit in _presets()]),
+        typer.Argument(
+            help="Only these: presets, or your own as MODULE:NAME or MODULE.",
+            autocompletion=lambda: list(presets()),
+        ),
     ] = None,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 0.25,
     once: Annotated[
@@ -54,28 +58,19 @@ def limits(
     """
     Show how every limit stands, live; changes nothing.
 
-    Permits used in the sliding window, seconds to the next permit, and pauses that an upstream asked for. The limits
-    are the presets, of KIS_APP_KEY and DART_API_KEY; a limit of your own is shown by your own `limiter.peek`.
+    Permits used in the sliding window, seconds to the next permit, and pauses that an upstream asked for. Without
+    names, these are the presets, of KIS_APP_KEY and DART_API_KEY. A limit of your own is found where your program
+    defines it: MODULE:NAME is one RateLimit, MODULE every one in it, imported as `python -m MODULE` would be.
 
     Example: aegis limits kis dart --once --json
+
+    Example: aegis limits kis myprogram.limits:ORDERS --key 00123456-01
     """
-    chosen = _chosen(names or [])
+    chosen = named_limits(names or [])
     config = Config.load(env_file=env_file)
     console = Console()
     live = not (once or json) and console.is_terminal
     run(_shown(config, chosen, key, interval if live else None, console, json=json))
-
-
-def _presets() -> list[RateLimit]:
-    return [value for value in vars(upstream).values() if isinstance(value, RateLimit)]
-
-
-def _chosen(names: list[str]) -> list[RateLimit]:
-    presets = {limit.name: limit for limit in _presets()}
-    for name in names:
-        if name not in presets:
-            raise typer.BadParameter(f"{name!r} is none of {', '.join(presets)}")
-    return [presets[name] for name in names or presets]
 
 
 def _key(config: Config, limit: RateLimit) -> str:
@@ -85,31 +80,37 @@ def _key(config: Config, limit: RateLimit) -> str:
     return secret.get_secret_value() if secret is not None else ""
 
 
-async def _looks(config: Config, chosen: list[RateLimit], key: str | None) -> AsyncGenerator[list[_Row], None]:
-    async with Redis(config.redis) as redis:
-        limiter = RateLimiter(redis, config.key_prefix)
-        while True:
-            keys = [_key(config, limit) if key is None else key for limit in chosen]
-            usages = await asyncio.gather(*map(limiter.peek, chosen, keys))
-            yield [_Row(limit, usage) for limit, usage in zip(chosen, usages, strict=True)]
-
-
 async def _shown(
     config: Config, chosen: list[RateLimit], key: str | None, interval: float | None, console: Console, *, json: bool
 ) -> None:
-    looks = _looks(config, chosen, key)
-    rows = await anext(looks)
-    if interval is None:
-        if json:
+    keys = [_key(config, limit) if key is None else key for limit in chosen]
+    async with Redis(config.redis) as redis:
+        limiter = RateLimiter(redis, config.key_prefix)
+        rows = await _look(limiter, chosen, keys)
+        if interval is not None:
+            await _live(limiter, rows, keys, interval, console)
+        elif json:
             typer.echo(msgspec.json.encode([row.data() for row in rows]))
         else:
             console.print(_table(rows))
-        await looks.aclose()
-        return
-    with Live(_table(rows), console=console, auto_refresh=False) as live:
-        async for rows in looks:
-            live.update(_table(rows), refresh=True)
+
+
+async def _look(limiter: RateLimiter, chosen: list[RateLimit], keys: list[str]) -> list[_Row]:
+    usages = await asyncio.gather(*map(limiter.peek, chosen, keys))
+    return [_Row(limit, usage) for limit, usage in zip(chosen, usages, strict=True)]
+
+
+async def _live(limiter: RateLimiter, rows: list[_Row], keys: list[str], interval: float, console: Console) -> NoReturn:
+    """Until cancelled. While Redis is away, what was seen last stays, and the line below says why."""
+    problem = ""
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(Group(_table(rows), Text(problem)) if problem else _table(rows), refresh=True)
             await asyncio.sleep(interval)
+            try:
+                rows, problem = await _look(limiter, [row.limit for row in rows], keys), ""
+            except RedisError as exc:
+                problem = f"{exc}; these are the values from before"
 
 
 def _table(rows: list[_Row]) -> Table:

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from aegis.cli._app import EXIT_BROKEN, EnvFile, new_app, run
 from aegis.config import Config
@@ -120,18 +121,18 @@ async def _table(updates: Subscription, count: int, topic: str, console: Console
                 return
 
 
-def _rendered(topic: str, newest: dict[str, Update], lost: int, *, live: bool) -> Table:
+def _rendered(topic: str, newest: dict[str, Update], lost: int, *, live: bool) -> Group:
     state = "live" if live else "STALE: the server is not heard"
     title = f"{topic}: {len(newest)} keys, {lost} ticks lost, {state}"
     fields = list(dict.fromkeys(name for update in newest.values() for name in _fields(update.value)))[:_FIELDS_SHOWN]
-    table = Table("key", *fields, "age", title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table("key", *fields, "age", box=None, pad_edge=False)
     now = time.time()
     for key in sorted(newest)[:_ROWS_SHOWN]:
         update = newest[key]
         values = _fields(update.value)
         cells = [str(values.get(name, "")) for name in fields]
         table.add_row(key, *cells, f"{max(now - update.published_at, 0.0):.1f} s")
-    return table
+    return Group(Text(title), table)
 
 
 def _fields(value: Any) -> dict[str, Any]:

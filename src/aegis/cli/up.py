@@ -22,6 +22,9 @@ from aegis.embedded import EmbeddedCluster, EmbeddedPostgres, EmbeddedSentinel, 
 app = new_app()
 
 _END_TIMEOUT_S = 10.0
+_EXIT_NOT_RUNNABLE, _EXIT_NOT_FOUND = 126, 127  # as a shell does
+#: What the shell says about other servers does not reach the command; everything else does.
+_OTHER_SERVERS = ("REDIS_", "DB_", "DATABASE_")
 
 
 class Kind(StrEnum):
@@ -107,7 +110,12 @@ def _started(
 
 async def _with(command: list[str], variables: Mapping[str, str]) -> int:
     """The exit code of the command; it is asked to end, and then made to, when we are interrupted."""
-    process = await asyncio.create_subprocess_exec(*command, env=child_environ(variables))
+    environ = child_environ(variables, without=_OTHER_SERVERS)
+    try:
+        process = await asyncio.create_subprocess_exec(*command, env=environ)
+    except OSError as exc:
+        typer.echo(f"aegis: cannot run {command[0]}: {exc.strerror}", err=True)
+        return _EXIT_NOT_FOUND if isinstance(exc, FileNotFoundError) else _EXIT_NOT_RUNNABLE
     try:
         return await process.wait()
     finally:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from importlib import resources
 from pathlib import PurePath
 from types import TracebackType
@@ -23,10 +23,10 @@ from aiohttp import web
 
 from aegis.config import Config
 from aegis.dashboard.history import History
-from aegis.dashboard.watch import limits_of, watch_limits, watch_servers
+from aegis.dashboard.watch import Watched, limits_of, watch_limits, watch_servers
 from aegis.errors import OutboxFullError, PortTakenError, UnsentTicksError
 from aegis.gateway import Access, Gateway
-from aegis.redis import Update
+from aegis.redis import RateLimit, Update
 from aegis.runtime import Runtime
 from aegis.telemetry import KEEP_S, vitals_bus
 
@@ -93,9 +93,16 @@ class Dashboard:
         return f"http://127.0.0.1:{self._port}/"
 
     @contextlib.asynccontextmanager
-    async def live(self, config: Config, *, database: bool = True) -> AsyncIterator[Runtime]:
-        """Open a runtime, with a database or without, and show what is on its servers until the block is left."""
-        async with Runtime(config, database=database) as rt, _Live(rt, database=database) as live:
+    async def live(
+        self, config: Config, *, database: bool = True, limits: Iterable[tuple[RateLimit, str]] = ()
+    ) -> AsyncIterator[Runtime]:
+        """
+        Open a runtime, with a database or without, and show what is on its servers until the block is left.
+
+        `limits` are limits of your own, each with the `key` of its account, beside those of the configured accounts.
+        """
+        watched = [*limits_of(config), *(Watched(limit.name, limit, key) for limit, key in limits)]
+        async with Runtime(config, database=database) as rt, _Live(rt, watched, database=database) as live:
             self._live = live
             try:
                 yield rt
@@ -138,8 +145,8 @@ class Dashboard:
 class _Live:
     """What is open while the page is live: two topics, their gateways, and the tasks that watch."""
 
-    def __init__(self, rt: Runtime, *, database: bool) -> None:
-        self._rt, self._database = rt, database
+    def __init__(self, rt: Runtime, watched: list[Watched], *, database: bool) -> None:
+        self._rt, self._watched, self._database = rt, watched, database
         self._vitals = vitals_bus(rt.redis, rt.config.key_prefix)
         self.gateways = {"quotes": Gateway(rt.bus), "vitals": Gateway(self._vitals)}
         self.history, self.state = History(), dict[str, Any]()
@@ -154,7 +161,7 @@ class _Live:
             work = {
                 "history": self.history.follow(rt.bus, ready),
                 "state": self._follow(),
-                "limits": watch_limits(rt, limits_of(rt.config), self.tell),
+                "limits": watch_limits(rt, self._watched, self.tell),
                 "servers": watch_servers(rt, self.tell, database=self._database),
             }
             tasks = [asyncio.create_task(each, name=f"aegis dashboard {name}") for name, each in work.items()]
