@@ -7,10 +7,11 @@ import signal
 import time
 from functools import partial
 
+import pytest
 from cache_fleet import LEADER, Fleet
 
 from aegis.config import RedisConfig
-from aegis.redis import Cache, Redis
+from aegis.redis import Cache, Redis, _elsewhere
 from aegis.testing import until
 
 CROWD = """
@@ -118,14 +119,21 @@ async def test_a_stopped_leader_that_wakes_up_is_refused(redis, valkey_server):
     assert await cache.get("k", str) == "second"
 
 
-async def test_waiting_is_woken_and_does_not_poll(redis, valkey_server):
-    """A waiting process asks the server a handful of times however long the load takes, and wakes at once."""
-    cache = Cache(redis, lease_s=10.0)
+@pytest.fixture
+def nobody_looks(monkeypatch):
+    """What wakes somebody here was told, not found."""
+    monkeypatch.setattr(_elsewhere, "_LOOK_EVERY_S", 3600.0)
+
+
+@pytest.mark.parametrize("local_entries", [0, 1000])
+async def test_waiting_is_woken_and_does_not_poll(redis, valkey_server, nobody_looks, local_entries):
+    """A waiting process does not ask for the value however long the load takes, and wakes at once; tier or none."""
+    cache = Cache(redis, lease_s=10.0, local_entries=local_entries)
     with Fleet(valkey_server.url, lease_s=10.0) as fleet:
         leader = fleet.start(LEADER)
         assert await leader.said() == "loading"
         waiting = asyncio.create_task(cache.get_or_set("k", lambda: "second", str))
-        await until(lambda: cache.stats().waited and cache.stats().local_trusted)
+        await until(lambda: cache.stats().waited and cache._core.tether.hears)
         before = await scripts_run(redis)
         await asyncio.sleep(0.5)
         assert await scripts_run(redis) == before
@@ -136,7 +144,7 @@ async def test_waiting_is_woken_and_does_not_poll(redis, valkey_server):
         assert cache.stats().waited == 1  # a load that was left to another, however often we asked for it
 
 
-async def test_a_load_that_is_given_up_goes_to_who_waits(redis, valkey_server):
+async def test_a_load_that_is_given_up_goes_to_who_waits(redis, valkey_server, nobody_looks):
     """The only caller of the leading process is cancelled: a waiting process loads at once, not when the lease ends."""
     job = """
     async def job(cache, redis, say, told):
@@ -153,7 +161,7 @@ async def test_a_load_that_is_given_up_goes_to_who_waits(redis, valkey_server):
         leader = fleet.start(job)
         assert await leader.said() == "loading"
         waiting = asyncio.create_task(cache.get_or_set("k", lambda: "second", str))
-        await until(lambda: cache.stats().waited and cache.stats().local_trusted)
+        await until(lambda: cache.stats().waited and cache._core.tether.hears)
         leader.tell()
         async with asyncio.timeout(5):
             assert await waiting == "second"

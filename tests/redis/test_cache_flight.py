@@ -13,6 +13,7 @@ import pytest
 from aegis.config import RedisConfig
 from aegis.errors import CacheTypeError, ClosedError, LoadFailedError, LoadTimeoutError
 from aegis.redis import Cache, Redis
+from aegis.testing import until
 
 
 class Gate:
@@ -153,8 +154,7 @@ async def test_errors_of_any_class_are_copied(redis, error):
     """Also those whose constructor cannot be called again: the same text, the same attributes, one object each."""
     cache, gate = Cache(redis), Gate(error)
     await cache.get("warm")
-    while not cache.stats().local_trusted:  # with its link up, the process remembers errors by itself
-        await asyncio.sleep(0.001)
+    await until(lambda: cache.stats().local_trusted)  # with its link up, the process remembers errors by itself
     callers = [asyncio.create_task(cache.get_or_set("k", gate.load, int)) for _ in range(3)]
     await gate.began.wait()
     gate.open.set()
@@ -208,8 +208,7 @@ async def test_an_error_told_by_another_process_is_remembered(redis):
     """Who was told once does not ask for it again with every call."""
     first, second = Cache(redis), Cache(redis)
     await second.get("warm")
-    while not second.stats().local_trusted:
-        await asyncio.sleep(0.001)
+    await until(lambda: second.stats().local_trusted)
     for cache in (first, second):
         with pytest.raises(ZeroDivisionError):
             await cache.get_or_set("k", lambda: 1 // 0, int, error_ttl_s=60)
@@ -219,6 +218,22 @@ async def test_an_error_told_by_another_process_is_remembered(redis):
             await second.get_or_set("k", lambda: 1 // 0, int, error_ttl_s=60)
     assert second.stats().loads == 0
     assert redis.stats().commands - before == 20  # GET and PTTL, each time
+
+
+async def test_an_error_is_forgotten_when_its_end_may_have_been_missed(redis):
+    """The link was lost for a moment: that somebody set or deleted the key would not have been heard."""
+    cache = Cache(redis)
+    await cache.get("the first use")
+    await until(lambda: cache._core.tether.hears)
+    with pytest.raises(ZeroDivisionError):
+        await cache.get_or_set("k", lambda: 1 // 0, int, error_ttl_s=60)
+    await redis.execute("DEL", "aegis:lease:{k}")  # tells nobody
+    with pytest.raises(ZeroDivisionError):
+        await cache.get_or_set("k", lambda: 2, int)
+    cache._core.tether._feed.renew("for this test")
+    await until(lambda: not cache._core.tether.hears)
+    await until(lambda: cache._core.tether.hears)
+    assert await cache.get_or_set("k", lambda: 2, int) == 2
 
 
 async def test_an_error_that_cannot_be_rebuilt_is_told_in_words(redis):
@@ -337,22 +352,23 @@ async def test_after_a_delete_nobody_boards_the_old_load(redis):
 async def test_after_a_change_elsewhere_nobody_boards_the_old_load(redis, what, local_entries):
     """Another process deletes, sets or invalidates: who asks here from then on is not given what was loaded before."""
     cache, other = Cache(redis, local_entries=local_entries), Cache(redis)
-    old, new = Gate("old"), Gate("new")
+    old, new, tags = Gate("old"), Gate("new"), ("t",) if what == "invalidate" else ()
     new.open.set()
     await cache.get("warm")
-    while not cache._core.tether.hears:
-        await asyncio.sleep(0.001)
-    before = asyncio.create_task(cache.get_or_set("k", old.load, str, tags=("t",)))
+    await until(lambda: cache._core.tether.hears)
+    await other.set("another", 1, tags=("t",))  # that a tag comes to be is a change, too
+    await cache._core.tether._feed.barrier()
+    before = asyncio.create_task(cache.get_or_set("k", old.load, str, tags=tags))
     await old.began.wait()
+    await cache._core.tether._feed.barrier()
+    assert "k" in cache._core.loads.flights
     change = {"delete": partial(other.delete, "k"), "set": partial(other.set, "k", "new")}
     await change.get(what, partial(other.invalidate, "t"))()
-    async with asyncio.timeout(5):
-        while "k" in cache._core.loads.flights:
-            await asyncio.sleep(0.001)
-        if what == "invalidate":  # the lease is held: the second load begins when the first one ends
-            old.open.set()
-            await before
-        assert await cache.get_or_set("k", new.load, str, tags=("t",)) == "new"
+    await until(lambda: "k" not in cache._core.loads.flights)
+    if what == "invalidate":  # the lease is held: the second load begins when the first one ends
+        old.open.set()
+        await before
+    assert await cache.get_or_set("k", new.load, str, tags=tags) == "new"
     old.open.set()
     assert await before == ("old" if what == "invalidate" else "new")
     assert await cache.get("k", str) == "new"

@@ -14,8 +14,9 @@ from cache_fleet import LEADER, Fleet
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
-from aegis.errors import RedisError, RedisUnavailableError
-from aegis.redis import Cache, Redis
+from aegis.errors import RedisError, RedisUnavailableError, ServerReplyError
+from aegis.redis import Cache, Redis, _shelf
+from aegis.redis._shelf import Patience
 from aegis.testing import FaultProxy, until
 
 
@@ -57,10 +58,11 @@ async def go_through(cache: Cache) -> None:
     later = [await timed(cache.get_or_set(f"k{n}", lambda n=n: n, int)) for n in range(50)]
     assert [value for value, _ in later] == list(range(50))
     assert sorted(seconds for _, seconds in later)[25] < 0.005
+    assert len(cache._core.shelf._doubtful) <= 1  # what was not asked for need not be given back
 
 
 def the_states(caplog) -> list[str]:
-    return [record.levelname for record in caplog.records if record.message.startswith("cache ")]
+    return [record.levelname for record in caplog.records if record.message.startswith("cache 'aegis'")]
 
 
 async def test_refused(valkey_server, caplog):
@@ -125,8 +127,18 @@ async def test_slow_for_all_questions_together(valkey_server):
         await cache.get_or_set("warm", lambda: 1, int)  # the server knows the scripts: three questions from here on
         proxy.slow(0.045)
         await go_through(cache)
-        await asyncio.sleep(0.5)  # the probe asks meanwhile: one answer is quick enough, a whole call would not be
-        assert cache.stats().state == "down"
+        outage, tried = cache._core.shelf.outage, []
+        probe = outage._ask
+
+        async def counted() -> None:
+            try:
+                await probe()
+            finally:
+                tried.append(1)
+
+        outage._ask = counted
+        await until(lambda: len(tried) > 1 or cache.stats().state == "up")
+        assert cache.stats().state == "down"  # one answer is quick enough, a whole call would not be
         proxy.slow(0.0)
         await until(lambda: cache.stats().state == "up")
 
@@ -151,9 +163,52 @@ async def test_a_lease_of_unknown_outcome_is_given_back(valkey_server):
         assert await direct.execute("EXISTS", "aegis:lease:{k}") == 1
         proxy.slow(0.0)
         await until(lambda: cache.stats().state == "up")
+        assert not cache._core.shelf._doubtful
         value, seconds = await timed(Cache(direct, lease_s=10).get_or_set("k", lambda: 2, int))
         assert value == 2
         assert seconds < 5
+
+
+async def test_a_lease_that_could_not_be_released_is_given_back(valkey_server):
+    """The load fails while Redis is away: after the recovery nobody waits for its lease to end."""
+    async with (
+        behind_a_proxy(valkey_server, lease_s=10) as (cache, proxy),
+        Redis(RedisConfig(url=valkey_server.url)) as direct,
+    ):
+
+        async def load() -> int:
+            proxy.refuse()
+            proxy.reset()
+            return 1 // 0
+
+        with pytest.raises(ZeroDivisionError):
+            await cache.get_or_set("k", load, int)
+        assert await direct.execute("EXISTS", "aegis:lease:{k}") == 1
+        proxy.accept()
+        await until(lambda: cache.stats().state == "up")
+        assert await direct.execute("EXISTS", "aegis:lease:{k}") == 0
+
+
+def test_what_is_left_of_a_patience_is_worth_a_question():
+    """An answer that took all of it was an answer: the next question does not fail at once."""
+    patience = Patience(0.2, spent_s=0.15)
+    assert patience.left_s == pytest.approx(0.05)
+    patience.spend(1.0)
+    assert patience.left_s == 0.01
+    patience.renew()
+    assert patience.left_s == 0.2
+
+
+async def test_deletions_owed_are_bounded(valkey_server, monkeypatch, caplog):
+    """More than are remembered are reported, not kept."""
+    monkeypatch.setattr(_shelf, "_OWED_MAX", 10)
+    async with behind_a_proxy(valkey_server) as (cache, proxy):
+        proxy.refuse()
+        proxy.reset()
+        for n in range(10):
+            await cache.delete(f"k{n}")
+        assert len(cache._core.shelf._owed) == 10
+        assert "more than 10 deletions missed; aegis:cache:{k5} stays" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["hung", "lost"])
@@ -202,16 +257,23 @@ async def test_full(caplog):
             await cache.set("k", 1)
             await cache.set("old", "before")
             await redis.execute("CONFIG", "SET", "maxmemory", "1")
+            with pytest.raises(ServerReplyError, match="OOM"):
+                await Cache(redis, "strict", on_outage="raise").set("k", 1)
             assert await cache.get("k", int) == 1
             for n in range(3):
                 assert await cache.get_or_set(f"n{n}", lambda n=n: n, int) == n
             await cache.set("old", "after")  # cannot be stored: then at least the old one must not stay
             assert await cache.get("old", str) is None
             assert cache.stats().state == "up"
+            for how in ("set", "loaded"):  # each of them tells that the server accepts again, once
+                await redis.execute("CONFIG", "SET", "maxmemory", "0")
+                for value in range(2):
+                    accepted = cache.set("k", value) if how == "set" else cache.get_or_set(f"a{value}", lambda: 1, int)
+                    await accepted
+                await redis.execute("CONFIG", "SET", "maxmemory", "1")
+                await cache.set("k", 2)
             await redis.execute("CONFIG", "SET", "maxmemory", "0")
-            await cache.set("k", 2)
-            assert await cache.get("k", int) == 2
-    assert the_states(caplog) == ["WARNING", "INFO"]
+    assert the_states(caplog) == ["WARNING", "INFO"] * 2 + ["WARNING"]
 
 
 async def test_busy():

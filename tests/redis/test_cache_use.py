@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import inspect
+from functools import partial
 
 import msgspec
 import pytest
 
 from aegis.config import RedisConfig
+from aegis.errors import ClosedError
 from aegis.redis import TTL, Cache, CacheStats, Redis
+from aegis.testing import FaultProxy, until
 
 
 class Stock(msgspec.Struct, frozen=True):
@@ -117,6 +120,22 @@ async def test_a_wrong_template_is_refused_at_decoration(redis, template, compla
         cache.cached(ttl=60, key="k", tags=(template,))(stock)
     with pytest.raises(ValueError, match="ttl=0"):
         cache.cached(ttl=0, key="k")
+
+
+async def test_invalidating_is_one_command_however_many_carry_the_tag(redis):
+    """And listing keys walks in steps: the server is never asked for all at once."""
+    cache = Cache(redis)
+    await cache.set_many({f"k{n}": n for n in range(1500)}, tags=("t",))
+    await redis.execute("CONFIG", "RESETSTAT")
+    before = redis.stats().commands
+    await cache.invalidate("t")
+    assert redis.stats().commands - before == 1
+    assert await cache.get_many([f"k{n}" for n in range(1500)], int) == {}
+    assert len(await cache.keys("*", limit=5000)) == 1500
+    asked = (await redis.execute("INFO", "commandstats")).decode()
+    assert "cmdstat_keys:" not in asked
+    steps = int(asked.partition("cmdstat_scan:calls=")[2].partition(",")[0])
+    assert steps >= 1500 // 500
 
 
 async def test_namespaces_do_not_meet(redis):
@@ -238,6 +257,35 @@ async def test_a_disabled_cache_does_no_io_and_shares_loads():
         assert await cache.get_or_set("k", load, dict) == {"n": 2}
         assert cache.stats().state == "disabled"
         assert len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_closed_cache_says_so(valkey_server, away):
+    """Also of a value that lies in the process, and where Redis was away before."""
+    async with FaultProxy(f"127.0.0.1:{valkey_server.port}") as proxy, Redis(RedisConfig(url=proxy.url)) as redis:
+        cache = Cache(redis, patience_s=0.2)
+        await cache.set("k", 1)
+        await until(partial(is_local, cache))
+        if away:
+            proxy.refuse()
+            proxy.reset()
+            await cache.get("other")
+            assert cache.stats().state == "down"
+        await redis.close()
+        for call in (
+            lambda: cache.get("k", int),
+            lambda: cache.get_or_set("k", lambda: 1, int),
+            lambda: cache.set("k", 2),
+            lambda: cache.delete("k"),
+            lambda: cache.invalidate("t"),
+        ):
+            with pytest.raises(ClosedError):
+                await call()
+
+
+async def is_local(cache: Cache) -> bool:
+    await cache.get("k", int)
+    return cache.stats().local_hits > 0
 
 
 async def test_nothing_is_left_behind(valkey_server):

@@ -10,6 +10,7 @@ import enum
 import os
 import random
 import uuid
+import zlib
 from typing import Any
 
 import msgspec
@@ -18,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegis.errors import CacheTypeError
-from aegis.redis import TTL, Cache
-from aegis.redis._envelope import COMPRESS_ABOVE_BYTES, codec_for, encode, pack, unpack
+from aegis.redis import TTL, Cache, _envelope
+from aegis.redis._envelope import _HEAD_BYTES, _ZLIB, COMPRESS_ABOVE_BYTES, codec_for, encode, pack, unpack
+from aegis.redis._schema import ANY
 
 
 class Side(enum.Enum):
@@ -97,6 +99,8 @@ async def test_none_is_a_value(redis):
     assert await cache.get("k", default="miss") is None
     assert await cache.get("other", default="miss") == "miss"
     assert await cache.get_many(["k", "other"]) == {"k": None}
+    assert await cache.get_or_set("record", lambda: None, V1 | None) is None
+    assert await cache.get("record", V2 | None, default="miss") is None  # nothing is of every schema
 
 
 class V1(msgspec.Struct):
@@ -218,6 +222,31 @@ async def test_a_key_of_another_kind_is_replaced(redis):
     assert await cache.get("k", int) == 1
 
 
+_ROWS = encode([{"code": f"{n:06}"} for n in range(2_000)])
+
+
+def repacked(payload: bytes, flags: int = _ZLIB) -> bytes:
+    """An envelope that says so of its payload, and of its length."""
+    head = pack(b"", ANY, hard_ms=1, soft_ms=1)[:_HEAD_BYTES]
+    return head[:2] + bytes([flags]) + head[3:-4] + len(payload).to_bytes(4, "big") + payload
+
+
+def test_a_compressed_payload_is_whole_or_a_miss(monkeypatch):
+    """Cut off, with something behind it, larger than anything that we write, or of a later version: never a value."""
+    packed = zlib.compress(_ROWS)
+    assert unpack(repacked(packed)).payload == _ROWS
+    for damaged in (packed[:-1], packed[:-20], packed + b"x"):
+        assert unpack(repacked(damaged)) is None
+    assert unpack(repacked(packed, flags=_ZLIB | 2)) is None
+    monkeypatch.setattr(_envelope, "_INFLATED_BYTES_MAX", len(_ROWS) - 1)
+    assert unpack(repacked(packed)) is None
+
+
+def test_the_head_holds_any_time_of_a_load():
+    """A load may take a day; more than an hour is as good as one."""
+    assert unpack(pack(b"", ANY, hard_ms=1, soft_ms=1, delta_s=86_400.0)).delta_us == 0xFFFF_FFFF
+
+
 async def test_large_values_are_compressed(redis):
     """Above some kilobytes, and only where it helps."""
     cache = Cache(redis, local_entries=0)
@@ -226,7 +255,7 @@ async def test_large_values_are_compressed(redis):
     await cache.set("rows", rows)
     await cache.set("noise", noise)
     assert await redis.execute("STRLEN", "aegis:cache:{rows}") < len(encode(rows)) / 4
-    assert await redis.execute("STRLEN", "aegis:cache:{noise}") < len(noise) + 100
+    assert await redis.execute("STRLEN", "aegis:cache:{noise}") == len(encode(noise)) + _HEAD_BYTES
     assert await cache.get("rows") == rows
     assert await cache.get("noise", bytes) == noise
     assert len(encode(rows)) > COMPRESS_ABOVE_BYTES

@@ -80,7 +80,6 @@ class Tether:
             told = payload.decode()
             if told.startswith(WITHDRAWN):
                 self._loads.forget(told[1:])
-                self._tier.drop(told[1:])
             self._loads.elsewhere.announced(told[1:])
         elif payload is None:  # FLUSHDB, or the server gave up on tracking single keys
             self._tier.clear()
@@ -91,9 +90,7 @@ class Tether:
         keys, tags = [], []
         for name in names:
             if name.startswith(self._values):
-                key = name[len(self._values) + 1 : -1].decode(errors="replace")
-                keys.append(key)
-                self._loads.elsewhere.announced(key)
+                keys.append(name[len(self._values) + 1 : -1].decode(errors="replace"))
             else:
                 tags.append(name[len(self._tags) :].decode(errors="replace"))
         self._tier.invalidated(keys, tags)
