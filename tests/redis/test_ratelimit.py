@@ -332,3 +332,23 @@ async def test_stats_tell_lanes_apart(redis):
     assert (total.granted, total.refused, total.cancelled, total.waiting) == (2, 2, 1, 0)
     await limiter.hold(limit, 40)
     assert 30 < limiter.stats().limits["counted"].held_for <= 40
+
+
+async def test_a_refusal_that_needs_no_question_leaves_no_demand(redis):
+    """The first waiter was told when; the second one's deadline is before that. Nothing is ever asked for it."""
+    limiter, limit = RateLimiter(redis), RateLimit("known", Rate(1, per=1), pad=0)
+    await limiter.wait(limit)
+    first = asyncio.create_task(limiter.wait(limit))
+    await waiting(limiter, 1)
+    calls = limiter.stats().server_calls
+    with pytest.raises(RateLimitTimeoutError):
+        await limiter.wait(limit, timeout=0.05)
+    await waiting(limiter, 1)
+    assert limiter.stats().server_calls == calls
+    assert limiter.stats().refused == 1
+    await first
+    [dispatcher] = limiter._dispatchers.values()
+    while not dispatcher.idle:
+        await asyncio.sleep(0.002)
+    assert limiter.stats().late == 0
+    assert (await limiter.peek(limit)).used == 1

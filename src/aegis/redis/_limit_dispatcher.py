@@ -9,7 +9,7 @@ to the next without asking anybody.
 
 What the server hears: how many permits each lane waits for, in order. What it answers: what is granted, who cannot be
 served in time, and when to come back; a process that does not come then loses its place. The bell (`_limit_bell.py`)
-says when to come sooner.
+says when to come sooner. How a caller's wait begins and ends stands in `_limit_callers.py`.
 """
 
 from __future__ import annotations
@@ -23,25 +23,20 @@ from aegis.errors import (
     AegisError,
     ClosedError,
     RateLimitLayoutError,
-    RateLimitTimeoutError,
     RedisError,
     RedisUnavailableError,
     ServerLostError,
     ServerReplyError,
 )
-from aegis.redis._flight import fresh
 from aegis.redis._limit import PAD_S, Lane
 from aegis.redis._limit_bell import Bell
+from aegis.redis._limit_callers import RETRY_EVERY_S, Callers
 from aegis.redis._limit_counts import Counts
 from aegis.redis._limit_gate import Gate, Turn
 from aegis.redis._limit_outlook import Outlook
 from aegis.redis._limit_queue import Slot, Waiter, WaitQueue, grants_of
 from aegis.redis._local_share import PATIENCE_S, Fallback, Permits
 
-#: Pause between questions that the server did not answer.
-_RETRY_EVERY_S = 0.2
-#: A caller whose first answer is under way is given so much more time: its permit may be on its way.
-_ANSWER_GRACE_S = 0.1
 #: Refusals of the server that pass by themselves: it is starting, failing over, full, or busy.
 _PASSING = frozenset(
     {"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "OOM", "MISCONF", "NOREPLICAS"}
@@ -49,7 +44,7 @@ _PASSING = frozenset(
 
 
 class Dispatcher:
-    """Serves the callers of `wait` of one limit and key. `spawn` keeps a task until it is done."""
+    """Serves the `callers` of one limit and key. `spawn` keeps a task until it is done."""
 
     def __init__(
         self,
@@ -64,11 +59,11 @@ class Dispatcher:
         self._now = self._loop.time
         self._queue, self._clock = WaitQueue(), gate.clock
         self._outlook = Outlook(gate)
+        self.callers = Callers(gate, counts, self._queue, self._outlook, self._soon)
         self._asking = False
         self._settling: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._late_max_s = max(gate.limit.pad, PAD_S) / 2
-        self._trouble: RedisError | None = None  # why the last question was not answered
         self._closed = False
 
     def __repr__(self) -> str:
@@ -84,80 +79,6 @@ class Dispatcher:
     def reserved(self) -> int:
         """Permits held for moments to come."""
         return self._queue.held
-
-    # --- callers ---
-
-    async def wait(self, cost: int, timeout_s: float | None, lane: Lane) -> float:
-        """Return when `cost` permits are due, with the seconds waited."""
-        waiter = Waiter(lane, cost, self._now(), timeout_s, self._loop.create_future())
-        count = self._counts.lanes[lane]
-        expiry = None
-        if waiter.deadline is not None:
-            self._foresee(waiter, waiter.deadline)
-            expiry = self._loop.call_at(waiter.deadline, self._expire, waiter)
-        self._queue.add(waiter)
-        self._soon()
-        count.waiting += 1
-        try:
-            await waiter.future
-        except asyncio.CancelledError:
-            count.cancelled += 1
-            self._abandon(waiter)
-            raise
-        finally:
-            count.waiting -= 1
-            if expiry is not None:
-                expiry.cancel()
-        waited_s = self._now() - waiter.since
-        count.granted += 1
-        count.waited_s += waited_s
-        return waited_s
-
-    def _foresee(self, waiter: Waiter, deadline: float) -> None:
-        """What is known without asking: whether the deadline cannot be met, or may well be."""
-        place = self._queue.permits_before(waiter.lane) + waiter.cost
-        earliest = self._outlook.earliest(waiter.lane, place)
-        if earliest is None:
-            return
-        if earliest > deadline:
-            self._refuse(waiter, earliest - self._now())
-        elif earliest + max(self._gate.windows_us) / 1e6 <= deadline:
-            waiter.answered = True
-
-    def _refuse(self, waiter: Waiter, retry_after_s: float) -> None:
-        self._counts.lanes[waiter.lane].refused += 1
-        self._fail(waiter, RateLimitTimeoutError(self._gate.limit.name, waiter.timeout_s or 0.0, retry_after_s))
-
-    def _expire(self, waiter: Waiter) -> None:
-        """Its time is over."""
-        now = self._now()
-        assert waiter.deadline is not None
-        if not waiter.answered and now < waiter.deadline + _ANSWER_GRACE_S and self._trouble is None:
-            self._loop.call_at(waiter.deadline + _ANSWER_GRACE_S, self._expire, waiter)
-            return
-        if self._queue.remove(waiter):
-            last = self._outlook.last(waiter.lane)
-            retry_after_s = _RETRY_EVERY_S if last is None else max(0.0, last - now)
-            error = RateLimitTimeoutError(self._gate.limit.name, waiter.timeout_s or 0.0, retry_after_s)
-            error.__cause__ = self._trouble
-            self._counts.lanes[waiter.lane].timed_out += 1
-            self._fail(waiter, error)
-            self._soon()
-
-    def _abandon(self, waiter: Waiter) -> None:
-        """It was cancelled: in the queue, or in the very moment at which it was released."""
-        future = waiter.future
-        released = not self._queue.remove(waiter) and future.done() and not future.cancelled()
-        if released and future.exception() is None:
-            used = future.result()
-            if used is not None:
-                self._queue.hold(Slot(used.due, used.grant, waiter.cost))
-        self._soon()
-
-    @staticmethod
-    def _fail(waiter: Waiter, error: Exception) -> None:
-        if not waiter.future.done():
-            waiter.future.set_exception(error)
 
     # --- deciding ---
 
@@ -206,8 +127,7 @@ class Dispatcher:
                 self._outlook.ask_from(due)
                 if waiter.deadline is None or due <= waiter.deadline:
                     return
-                self._queue.remove(waiter)
-                self._refuse(waiter, due - now)
+                self.callers.refuse(waiter, due - now)
                 continue
             self._queue.remove(waiter)
             if not waiter.future.done():
@@ -252,7 +172,7 @@ class Dispatcher:
         except (ClosedError, RateLimitLayoutError) as exc:
             self._fail_all(exc)
         else:
-            self._trouble = None
+            self.callers.trouble = None
             self._take(turn, {ask.lane: waiters for ask, waiters in zip(asks, behind, strict=True)})
         finally:
             self._asking = False
@@ -263,8 +183,7 @@ class Dispatcher:
         """Believe the answer."""
         for refusal in turn.refused:
             for waiter in behind[refusal.lane][refusal.run]:
-                if self._queue.remove(waiter):
-                    self._refuse(waiter, refusal.wait_us / 1e6)
+                self.callers.refuse(waiter, refusal.wait_us / 1e6)
         for runs in behind.values():
             for run in runs:
                 for waiter in run:
@@ -283,19 +202,17 @@ class Dispatcher:
     def _not_answered(self, exc: RedisError, asked_at: float) -> None:
         """What it may have granted is lost. Ask again in a moment, until all deadlines have passed; or do without."""
         self._counts.outages += 1
-        self._trouble = exc
+        self.callers.trouble = exc
         self._outlook.forget()
-        self._outlook.ask_from(self._now() + _RETRY_EVERY_S)
+        self._outlook.ask_from(self._now() + RETRY_EVERY_S)
         if self._fallback is not None:
             self._fallback.failed(exc, asked_at)
             self._queue.drop_all()  # the share opens when nothing that Redis granted can still be used
 
     def _fail_all(self, exc: AegisError) -> None:
-        self._trouble = exc if isinstance(exc, RedisError) else None
+        self.callers.trouble = exc if isinstance(exc, RedisError) else None
         self._outlook.forget()
-        for waiter in list(self._queue):
-            self._queue.remove(waiter)
-            self._fail(waiter, fresh(exc))
+        self.callers.fail_all(exc)
 
     def _give_back(self, slots: Sequence[Slot], leaving: Sequence[Lane]) -> None:
         self._spawn(self._return(slots, leaving))

@@ -7,15 +7,17 @@ ever holds more than the limit, whatever clocks the callers have.
 
 Who owns what:
 
-    scripts/limit_rule.lua    the ring, the clock that never steps back, the hold      the server
-    scripts/limit_queue.lua   which process is next, by lane                           the server
-    _limit_gate.py            what is asked and answered; no state                     one per limit and key
-    _limit_dispatcher.py      who waits here, which slots we have; one question at a time   one per limit and key
-    _limit_outlook.py         what the server said last: when to come back, when our permits could be due
-    _limit_take.py            callers of `allow` of one turn of the loop               one per limit and key
-    _limit_bell.py            "you are next", "hold": one subscription                 one per RateLimiter
-    _local_share.py           what happens without Redis                               one per limit and key
-    _limit_server.py          which server it is, because another one may have forgotten    one per RateLimiter
+    scripts/limit_rule.lua    the ring, the clock that never steps back, the hold     the server
+    scripts/limit_queue.lua   which process is next, by lane                          the server
+    _limit_gate.py            what is asked and answered; no state                    one per limit and key
+    _limit_take.py            callers of `allow` of one turn of the loop              one per limit and key
+    _limit_callers.py         how the wait of each caller begins and ends             one per limit and key
+    _limit_dispatcher.py      when to ask, whom to release; one question at a time    one per limit and key
+    _limit_queue.py           who waits here, which slots we have; no I/O             one per limit and key
+    _limit_outlook.py         what the server said last: when to come back; no I/O    one per limit and key
+    _local_share.py           what happens without Redis                              one per limit and key
+    _limit_bell.py            "you are next", "hold": one subscription                one per RateLimiter
+    _limit_server.py          which server it is: another one may have forgotten      one per RateLimiter
 
 What the server cannot see is the time between the slot and the moment at which the request arrives upstream. `pad`
 widens every window by that much. Half of it is for the way to the upstream; a process that wakes up later than the
@@ -163,7 +165,7 @@ class RateLimiter:
             raise TooManyWaitersError(limit.name, self._waiting_max)
         self._waiting += 1
         try:
-            return await self._dispatcher(limit, key).wait(cost, timeout, lane)
+            return await self._dispatcher(limit, key).callers.wait(cost, timeout, lane)
         finally:
             self._waiting -= 1
 
