@@ -85,6 +85,7 @@ def of_limiter(limiter: RateLimiter) -> Iterator[Sample]:
                 yield Sample("limiter_waits", "Ends of wait, by outcome.", getattr(seen, outcome), ended, total=True)
             yield Sample("limiter_waiting", "Callers of wait now.", seen.waiting, named)
             yield Sample("limiter_wait_seconds", "Time waited for granted permits.", seen.waited_s, named, total=True)
+        yield Sample("limiter_reserved", "Permits held here now, for moments to come.", now.reserved, (limit,))
         yield Sample("limiter_late", "Permits lost: the process woke too late.", now.late, (limit,), total=True)
         yield Sample("limiter_returned", "Permits given back unused.", now.returned, (limit,), total=True)
         yield Sample("limiter_server_calls", "Calls to the server.", now.server_calls, (limit,), total=True)
