@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
+from importlib import resources
 
 import msgspec
 
@@ -39,6 +41,23 @@ def test_limits_keys_and_partitions_are_spread() -> None:
         for partition in range(names.partitions):
             of_one = (names.book(partition), names.channel(partition), names.log(partition))
             assert len({slot_of_key(name) for name in of_one}) == 1
+
+
+def test_scripts_touch_no_key_that_they_do_not_declare() -> None:
+    """Whatever a script asks the server about, it is one of its KEYS, by that name or by one given to it at the top."""
+    asked = 0
+    for script in resources.files("aegis.redis").joinpath("scripts").iterdir():
+        source = "\n".join(line.partition("--")[0] for line in script.read_text().splitlines())
+        declared = {}
+        for names, values in re.findall(r"^\s*local ([\w, ]+) = (KEYS\[\d\][^\n]*)$", source, re.MULTILINE):
+            declared |= dict(zip(names.split(", "), values.split(", "), strict=True))
+        if script.name.startswith("limit_"):  # limit_rule.lua is sent in front of each
+            declared |= {"ring": "KEYS[1]", "state": "KEYS[2]", "turns": "KEYS[3]"}
+        for command, key in re.findall(r"\b(?:redis\.p?call|call)\(([^,()]+)(?:, ([^,()]+))?", source):
+            if command not in {"'TIME'", "'PUBLISH'"}:  # of no key; a classic channel is none, a sharded one is
+                asked += 1
+                assert re.fullmatch(r"KEYS\[\d\]", declared.get(key, key)), f"{script.name}: {command} {key}"
+    assert asked > 40
 
 
 async def test_a_limit_is_shared_by_two_clients_of_a_cluster(valkey_cluster: EmbeddedCluster) -> None:
