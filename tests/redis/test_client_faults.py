@@ -224,7 +224,7 @@ async def test_client_kill_is_survived(redis: Redis, valkey_server: EmbeddedValk
 
 
 async def test_after_a_failover_the_new_primary_is_found_under_the_old_name(valkey_server: EmbeddedValkey) -> None:
-    """READONLY raises, had no effect, and makes the client connect anew; what was in flight elsewhere is not lost."""
+    """READONLY raises, had no effect, and makes the client connect anew."""
     with EmbeddedValkey(port=0) as demoted:
         async with FaultProxy(demoted.socket) as name, Redis(RedisConfig(url=name.url)) as redis:
             await redis.execute("SET", "k", "before")
@@ -240,6 +240,50 @@ async def test_after_a_failover_the_new_primary_is_found_under_the_old_name(valk
             assert await redis.execute("SET", "k", "after") == b"OK"
             await until(lambda: name.connections == 1)
             assert redis.stats().errors == {"READONLY": 1}
+
+
+async def test_a_read_only_server_is_left_without_losing_what_it_still_answers(valkey_server: EmbeddedValkey) -> None:
+    """What is in flight when the new connection stands is answered over the old one; then that is closed."""
+    with EmbeddedValkey(port=0) as demoted:
+        async with FaultProxy(demoted.socket) as name, Redis(RedisConfig(url=name.url)) as redis:
+            await redis.execute("SET", "k", "before")
+            await redis.execute("REPLICAOF", "127.0.0.1", 1)
+            name.slow(0.1)
+            with pytest.raises(ServerReplyError, match="READONLY"):
+                await redis.execute("SET", "k", "after")
+            asked: list[asyncio.Task[object]] = []
+            while redis.stats().connections < 2:
+                asked.append(asyncio.create_task(redis.execute("GET", "k")))
+                await asyncio.sleep(0.01)
+            assert not asked[-1].done(), "nothing was in flight when the link was replaced"
+            assert set(await asyncio.gather(*asked)) == {b"before"}
+            await until(lambda: name.connections == 1)
+
+
+async def test_a_server_that_stays_read_only_is_asked_for_its_name_once_a_second(valkey_server: EmbeddedValkey) -> None:
+    """A replica refuses every write: a new connection for each would be a storm."""
+    with EmbeddedValkey(port=0) as demoted:
+        async with Redis(RedisConfig(url=demoted.url)) as redis:
+            await redis.execute("REPLICAOF", "127.0.0.1", 1)
+            began = time.monotonic()
+            while redis.stats().connections < 3:
+                with pytest.raises(ServerReplyError, match="READONLY"):
+                    await redis.execute("SET", "k", 1)
+            assert time.monotonic() - began > 0.99
+            assert redis.stats().errors["READONLY"] > 3
+
+
+async def test_a_command_that_is_sent_again_keeps_its_deadline(proxy: FaultProxy) -> None:
+    """Its time is counted from the call: what the first try took is gone."""
+    async with Redis(config(proxy, hang_timeout=10.0)) as redis:
+        proxy.freeze()
+        began = time.monotonic()
+        asked = asyncio.create_task(redis.execute("ECHO", 1, timeout=1.0, idempotent=True))
+        await asyncio.sleep(0.9)
+        proxy.reset()
+        with pytest.raises((ReplyTimeoutError, RedisUnavailableError)):
+            await asked
+        assert 0.99 < time.monotonic() - began < 1.85
 
 
 async def test_a_server_that_is_loading_is_unavailable_and_served_when_it_has_loaded(tmp_path: Path) -> None:

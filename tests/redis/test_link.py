@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import math
 import os
 import pickle
 import random
@@ -100,10 +101,15 @@ async def test_cancelling_at_any_moment_never_gives_anybody_the_wrong_reply(
     "command",
     [
         "BLPOP k 0", "brpop k 0", "BLMOVE a b LEFT LEFT 0", "BLMPOP 0 1 k LEFT", "BZPOPMIN k 0", "WAIT 1 0",
-        "SUBSCRIBE c", "psubscribe c", "SSUBSCRIBE c", "MONITOR", "SYNC", "PSYNC ? -1",
-        "SELECT 1", "AUTH x", "HELLO 3", "RESET", "QUIT", "MULTI", "EXEC", "DISCARD", "WATCH k", "READONLY",
+        "BRPOPLPUSH a b 0", "BZPOPMAX k 0", "BZMPOP 0 1 k MIN", "WAITAOF 1 0 0",
+        "SUBSCRIBE c", "psubscribe c", "SSUBSCRIBE c", "MONITOR", "SYNC", "PSYNC ? -1", "REPLCONF ack 1",
+        "UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE",
+        "SELECT 1", "AUTH x", "HELLO 3", "RESET", "QUIT", "MULTI", "EXEC", "DISCARD", "WATCH k", "UNWATCH",
+        "READONLY", "READWRITE", "ASKING",
         "CLIENT REPLY OFF", "client tracking on", "CLIENT NO-EVICT ON", "CLIENT SETNAME x", "SCRIPT DEBUG YES",
+        "CLIENT CACHING YES", "CLIENT SETINFO lib-name x", "CLIENT NO-TOUCH ON",
         "XREAD BLOCK 0 STREAMS s 0", "XREADGROUP GROUP g c COUNT 1 block 0 STREAMS s >",
+        "XREADGROUP GROUP streams streams BLOCK 0 STREAMS s >",
     ],
 )  # fmt: skip
 async def test_what_must_not_share_the_connection_is_refused_before_it_is_sent(redis: Redis, command: str) -> None:
@@ -127,6 +133,8 @@ async def test_their_harmless_relatives_are_allowed(redis: Redis) -> None:
     """CLIENT ID, XREAD without BLOCK (even of a stream of that name), SCRIPT EXISTS."""
     assert await redis.execute("CLIENT", "ID") > 0
     assert await redis.execute("XREAD", "COUNT", 1, "STREAMS", "block", 0) is None
+    await redis.execute("XGROUP", "CREATE", "stream", "block", "$", "MKSTREAM")
+    assert await redis.execute("XREADGROUP", "GROUP", "block", "block", "STREAMS", "stream", ">") is None
     assert await redis.execute("SCRIPT", "EXISTS", "0" * 40) == [0]
 
 
@@ -202,6 +210,39 @@ async def test_cancelling_twice_and_with_a_message_behaves_as_for_any_await(redi
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await redis.execute("ECHO", 2) == b"2"
+
+
+@pytest.mark.parametrize("timeout", [math.nan, math.inf, -math.inf])
+async def test_a_timeout_that_is_no_time_sends_nothing(redis: Redis, timeout: float) -> None:
+    """Refused by name, in every way of sending; neither then nor later does the command run; nobody else is hurt."""
+    await redis.execute("DEL", "n")
+    calls = [
+        redis.execute("INCR", "n", timeout=timeout),
+        redis.execute("INCR", "n", timeout=timeout, idempotent=True),
+        redis.pipeline([("INCR", "n")], timeout=timeout),
+        redis.transaction([("INCR", "n")], timeout=timeout),
+    ]
+    neighbour = asyncio.create_task(redis.execute("ECHO", "mine"))
+    for refused in await asyncio.gather(*calls, return_exceptions=True):
+        assert isinstance(refused, ValueError)
+        assert f"timeout={timeout}" in str(refused)
+    assert await neighbour == b"mine"
+    assert await redis.execute("PING", timeout=10.0) == b"PONG"
+    assert await redis.execute("GET", "n") is None
+    assert (redis.stats().connections, redis.stats().waiting) == (1, 0)
+
+
+async def test_a_task_of_another_loop_is_refused_and_harms_nobody(redis: Redis) -> None:
+    """asyncio says what is wrong; the connection and its own tasks go on."""
+
+    async def elsewhere() -> None:
+        await redis.execute("ECHO", "theirs")
+
+    with pytest.raises(RuntimeError, match="different loop"):
+        await asyncio.to_thread(asyncio.run, elsewhere())
+    for _ in range(3):
+        assert await redis.execute("ECHO", "mine") == b"mine"
+    assert redis.stats().connections == 1
 
 
 async def test_a_late_or_unwanted_reply_does_not_harm_the_connection(

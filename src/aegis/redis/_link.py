@@ -122,7 +122,8 @@ class Link(asyncio.BufferedProtocol):
     def ask(self, packed: bytes) -> Pending:
         """Queue one packed command, as `send`; to be awaited at once by the calling task, which it wakes directly."""
         pending = Pending()
-        pending._loop, pending.error = self._loop, None  # noqa: SLF001 - the name is asyncio's; no __init__: 0.1 µs
+        # `wake` stays None if the task of another loop asks: asyncio refuses to let it wait. No __init__: 0.1 µs.
+        pending._loop, pending.error, pending.wake = self._loop, None, None  # noqa: SLF001 - the name is asyncio's
         waiting = self._waiting
         waiting.append(pending)
         if not self._flushing:

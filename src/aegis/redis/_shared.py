@@ -58,6 +58,8 @@ def check_shareable(args: Command) -> None:
             raise CommandNotAllowedError(f"{name} {subcommand}")
     elif name in _MAY_BLOCK:
         options = [_upper(arg) for arg in args[1:]]
+        if options[:1] == ["GROUP"]:
+            options = options[3:]  # a group or a consumer may be called like an option
         options = options[: options.index("STREAMS")] if "STREAMS" in options else options
         if "BLOCK" in options:
             raise CommandNotAllowedError(f"{name} BLOCK")

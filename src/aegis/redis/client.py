@@ -8,6 +8,7 @@ second path, through the backlog of `SteadyLink`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
@@ -147,7 +148,10 @@ class Redis:
             RedisUnavailableError: there was no connection within its time; it was not sent.
             CommandNotAllowedError: it blocks, subscribes or changes the connection; it was not sent.
             ClosedError: outside of the `async with`; it was not sent.
+            ValueError: `timeout` is not a finite number; it was not sent.
         """
+        if timeout is not None:
+            check_seconds(timeout)
         link = self._steady.ready
         if link is None or link.full or idempotent or (timeout is not None and timeout > self._timeout_s):
             return await self._execute_with_care(args, timeout, idempotent=idempotent)
@@ -223,9 +227,10 @@ class Redis:
         commands = [tuple(command) for command in commands]
         for command in commands:
             check_shareable(command)
+        timeout_s = self._timeout_s if timeout is None else check_seconds(timeout)
         if not commands or not self.enabled:
             return [None] * len(commands)
-        replies = await self.servers.ask_each(commands, self._timeout_s if timeout is None else timeout)
+        replies = await self.servers.ask_each(commands, timeout_s)
         return self._checked(commands, replies, return_errors=return_errors)
 
     async def transaction(
@@ -241,9 +246,10 @@ class Redis:
         commands = [tuple(command) for command in commands]
         for command in commands:
             check_shareable(command)
+        timeout_s = self._timeout_s if timeout is None else check_seconds(timeout)
         if not commands or not self.enabled:
             return [None] * len(commands)
-        queued = await self.servers.transact(commands, self._timeout_s if timeout is None else timeout)
+        queued = await self.servers.transact(commands, timeout_s)
         executed = queued[-1]
         if isinstance(executed, ReplyError):  # one was refused while queueing: that one is the cause, not EXECABORT
             at = next(at for at, reply in enumerate(queued) if isinstance(reply, ReplyError))
@@ -328,6 +334,18 @@ class Redis:
         self._counters.errors[error.code] += 1
         self.servers.refused(reply)
         return error
+
+
+def check_seconds(timeout: float) -> float:
+    """
+    `timeout`, if a clock can be set to it.
+
+    Raises:
+        ValueError: it is infinite or not a number: every wait here has an end.
+    """
+    if not math.isfinite(timeout):
+        raise ValueError(f"timeout={timeout} must be a finite number of seconds")
+    return timeout
 
 
 __all__ = ["Argument", "ClosedError", "Command", "Redis", "RedisStats"]
