@@ -111,6 +111,30 @@ async def test_what_was_read_of_a_primary_before_its_feed_was_there_is_forgotten
                 await asyncio.sleep(0.001)
 
 
+async def test_one_primary_that_hangs_is_found_once(cluster, valkey_cluster):
+    """While it hangs, the others answer: the cache does not take that for the end of the outage."""
+    cache = Cache(cluster, patience_s=0.2, local_entries=0)
+    await cache.get_or_set_many(KEYS, lambda keys: dict.fromkeys(keys, 1), int)
+    probe, tried = cache._core.shelf.outage._ask, []
+
+    async def counted() -> None:
+        try:
+            await probe()
+        finally:
+            tried.append(1)
+
+    cache._core.shelf.outage._ask = counted
+    hanging = valkey_cluster.primary_of(slot_of_key("k1"))
+    hanging.pause()
+    try:
+        await cache.get("k1", int)
+        await until(lambda: len(tried) > 1 or cache.stats().state == "up")
+        assert cache.stats().state == "down"
+    finally:
+        hanging.resume()
+    await until(lambda: cache.stats().state == "up")
+
+
 async def is_local(cache: Cache) -> bool:
     """Whether the value is served from the process."""
     assert await cache.get("k1", str) == "old"

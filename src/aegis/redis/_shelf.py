@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, Final, Literal
 
-from aegis.errors import RedisError
+from aegis.errors import RedisError, ServerReplyError
 from aegis.redis._outage import Outage
 from aegis.redis._script import Script, load_script
 from aegis.redis.client import Argument, Redis
@@ -165,7 +165,7 @@ class Shelf:
         patience = self.patience()
         for _ in range(_QUESTIONS_PER_CALL):
             asked_at = monotonic()
-            await self.redis.execute("PING", timeout=patience.left_s)
+            await self._ask_every_server(patience.left_s)
             patience.spend(monotonic() - asked_at)
         for key, token in list(self._doubtful.items()):
             await self.redis.run(self._release, *self._releasing(key, token), timeout=self.patience_s)
@@ -175,6 +175,14 @@ class Shelf:
             await self.redis.pipeline([("UNLINK", key) for key in some], timeout=self.patience(keys=len(some)).left_s)
             for key in some:
                 self._owed.pop(key, None)
+
+    async def _ask_every_server(self, timeout_s: float) -> None:
+        """On a cluster each primary: were any of them enough, caller after caller would find the one that hangs."""
+        try:
+            await self.redis.execute("DBSIZE" if self.redis.sharded else "PING", timeout=timeout_s)
+        except ServerReplyError as exc:
+            if exc.code != "NOPERM":  # a refusal is an answer, too
+                raise
 
     # --- values ---
 
