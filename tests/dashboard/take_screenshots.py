@@ -21,14 +21,15 @@ async def pictures(url: str) -> dict[str, bytes]:
         await page.look_like(height=1300)
         await page.until("document.querySelectorAll('#book tr').length > 40")
         await page.until(f"(window.since ??= Date.now()) && Date.now() - window.since > {1000 * RUNNING_S}", 120)
+        await page.until("document.querySelector('[data-waiting=yes]') !== null")  # somebody waits in a lane
         taken["light"] = await page.picture()
         await page.look_like(height=1300, dark=True)
         taken["dark"] = await page.picture()
-        await page.look_like(height=760)
-        await page.ask("scrollTo(0, document.body.scrollHeight)")
+        await page.look_like(height=1000)
+        await page.ask("document.querySelector('.columns').scrollIntoView()")
         taken["rooms"] = await page.picture()
         await page.look_like(width=390, height=844, phone=True)
-        await page.ask("document.getElementById('quotes').scrollIntoView()")
+        await page.ask("scrollTo(0, 0)")
         taken["phone"] = await page.picture()
         assert page.errors == []
     return taken

@@ -38,10 +38,12 @@ export function showHttp() {
       upstreams.set(host, known);
     }
   }
-  $("http").replaceChildren(...[...upstreams].sort().map(([host, seen]) => element("tr", {},
-    element("th", {scope: "row"}, host), element("td", {class: "number"}, number.format(seen.attempts)),
-    element("td", {class: "several"}, Object.entries(seen.outcomes).map(([name, count]) => `${name} ${number.format(count)}`).join(", ")),
-    element("td", {"data-state": seen.circuit}, seen.circuit))));
+  $("http").replaceChildren(...[...upstreams].sort().map(([host, seen]) => {
+    const outcomes = Object.entries(seen.outcomes).map(([name, count]) => `${name} ${number.format(count)}`);
+    const circuit = seen.circuit === "closed" ? [] : [element("span", {class: "alarm"}, `circuit ${seen.circuit}`)];
+    return element("li", {"data-state": circuit.length ? "bad" : "good"}, element("strong", {}, host), ...circuit,
+      element("span", {}, `${number.format(seen.attempts)} requests`), element("span", {}, outcomes.join(", ")));
+  }));
 }
 
 export function showPool() {
