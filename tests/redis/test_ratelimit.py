@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 
 import pytest
@@ -236,6 +237,44 @@ async def test_impossible_cost_is_refused_before_any_io(redis, cost):
     with pytest.raises(ValueError, match=rf"cost={cost} .*between 1 and 5.*'kis'"):
         await limiter.wait(RateLimit("kis", Rate(5, per=1)), cost=cost)
     assert limiter.stats().server_calls == 0
+
+
+@pytest.mark.parametrize("cost", [1.5, True, "1", None])
+async def test_a_cost_is_a_whole_number(redis, cost):
+    """Anything else is refused by name; it would have broken the line of all who wait."""
+    limiter, limit = RateLimiter(redis), RateLimit("whole", Rate(5, per=1))
+    for ask in (limiter.allow, limiter.wait):
+        with pytest.raises(TypeError, match=f"cost={cost!r} must be a whole number"):
+            await ask(limit, cost=cost)
+    assert limiter.stats().server_calls == 0
+
+
+async def test_a_timeout_may_be_endless_but_is_a_number(redis):
+    """Infinite means the same as none; what is no number is refused, and those who wait go on."""
+    limiter, limit = RateLimiter(redis), RateLimit("endless", Rate(1, per=0.2))
+    await limiter.wait(limit)
+    waits = [asyncio.create_task(limiter.wait(limit, timeout=timeout)) for timeout in (math.inf, 1e12, None)]
+    await waiting(limiter, 3)
+    with pytest.raises(ValueError, match="timeout=nan is not a number"):
+        await limiter.wait(limit, timeout=math.nan)
+    await asyncio.gather(*waits)
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, 1e12])
+async def test_a_hold_has_an_end(redis, seconds):
+    """What would stop the fleet for good is refused, and holds nothing."""
+    limiter, limit = RateLimiter(redis), RateLimit("held", Rate(5, per=1))
+    with pytest.raises(ValueError, match=f"seconds={re.escape(str(seconds))} of a hold must be at most 31536000"):
+        await limiter.hold(limit, seconds)
+    assert (await limiter.allow(limit)).allowed
+
+
+def test_a_limit_has_a_name_and_whole_numbers():
+    """Said where it is written down, not where it is used."""
+    with pytest.raises(TypeError, match=r"limit=1\.5.*whole number"):
+        Rate(1.5, per=1)
+    with pytest.raises(ValueError, match="needs a name"):
+        RateLimit("", Rate(1, per=1))
 
 
 async def test_so_many_wait_and_no_more(redis):

@@ -34,6 +34,8 @@ class Rate:
     per: float
 
     def __post_init__(self) -> None:
+        if type(self.limit) is not int:
+            raise TypeError(f"Rate(limit={self.limit!r}): limit must be a whole number")
         if self.limit < 1 or not self.per > 0 or not math.isfinite(self.per):
             raise ValueError(f"Rate(limit={self.limit}, per={self.per}): limit must be at least 1 and per above 0")
 
@@ -50,6 +52,8 @@ class RateLimit:
     _hash: int = field(compare=False, repr=False)
 
     def __init__(self, name: str, *rates: Rate, pad: float = PAD_S, hold_max: float = 60.0) -> None:
+        if not name:
+            raise ValueError("a RateLimit needs a name: its keys, its messages and its numbers stand under it")
         if not rates:
             raise ValueError(f"RateLimit({name!r}) needs at least one Rate")
         if not (pad >= 0 and hold_max >= 0 and math.isfinite(pad) and math.isfinite(hold_max)):

@@ -35,6 +35,7 @@ import functools
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
+from math import inf
 from typing import Any, ParamSpec, TypeVar
 
 from aegis.errors import TooManyWaitersError
@@ -56,6 +57,9 @@ from aegis.redis._limit_take import Takes
 from aegis.redis._local_share import PATIENCE_S, Fallback, LocalShare, OnOutage
 from aegis.redis._outage import Outage
 from aegis.redis.client import Redis
+
+#: Longest pause that one `hold` may order: a slip of a unit must not stop a fleet for good.
+HOLD_S_MAX = 31_536_000.0  # a year
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -150,7 +154,7 @@ class RateLimiter:
         the permit is for this moment. Cancel it whenever you like: what it had serves the next in line.
 
         Raises:
-            ValueError: `cost` is not between 1 and the smallest limit.
+            ValueError: `cost` is not between 1 and the smallest limit, or `timeout` is not a number.
             TooManyWaitersError: `waiting_max` callers wait here already; nothing was asked or consumed.
             RateLimitTimeoutError: they cannot be had within `timeout`; raised as soon as that is known, nothing was
                 consumed.
@@ -159,6 +163,10 @@ class RateLimiter:
             ClosedError: the `Redis` is closed, or was closed meanwhile.
         """
         _check_cost(limit, cost)
+        if timeout is not None and not timeout < inf:
+            if timeout != inf:
+                raise ValueError(f"timeout={timeout} is not a number of seconds")
+            timeout = None
         if not self._redis.enabled:
             return 0.0
         if self._waiting >= self._waiting_max:
@@ -197,7 +205,14 @@ class RateLimiter:
         return decorate
 
     async def hold(self, limit: RateLimit, seconds: float, key: str = "") -> None:
-        """Make every process pause for `seconds`: the upstream said so. A hold only extends forward."""
+        """
+        Make every process pause for `seconds`: the upstream said so. A hold only extends forward.
+
+        Raises:
+            ValueError: `seconds` is not a number, or more than a year; nothing is held.
+        """
+        if not seconds <= HOLD_S_MAX:
+            raise ValueError(f"seconds={seconds} of a hold must be at most {HOLD_S_MAX:.0f}, a year")
         if not self._redis.enabled or seconds <= 0:
             return
         left_s = await self._gate(limit, key).hold(seconds)
@@ -322,6 +337,8 @@ class RateLimiter:
 
 
 def _check_cost(limit: RateLimit, cost: int) -> None:
+    if type(cost) is not int:
+        raise TypeError(f"cost={cost!r} must be a whole number of permits")
     if not 1 <= cost <= limit.cost_max:
         raise ValueError(f"cost={cost} must be between 1 and {limit.cost_max}, the smallest limit of {limit.name!r}")
 
