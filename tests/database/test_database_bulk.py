@@ -20,6 +20,7 @@ from aegis.config import DatabaseConfig
 from aegis.database import Database, UpsertResult
 from aegis.database.bulk import FEW
 from aegis.errors import QueryError, RowShapeError
+from aegis.testing import until
 
 DAY = dt.date(2026, 1, 2)
 KEY = ("code", "date")
@@ -301,8 +302,8 @@ async def test_a_victim_of_a_deadlock_tries_again(db, postgres_server, size):
             await tx.execute("set local deadlock_timeout = '60s'")
             await tx.execute("update bars set close = 7 where code = $1", last)
             writing = asyncio.create_task(victim.upsert("bars", moved, KEY))
-            while not await db.fetch_value("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
-                await asyncio.sleep(0.005)
+            waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
+            await until(lambda: db.fetch_value(waiting))
             await tx.execute("update bars set close = 7 where code = $1", first)
         assert await writing == UpsertResult(0, len(rows), 0)
         assert victim.stats().opened == 1

@@ -12,6 +12,7 @@ from aegis.config import DatabaseConfig
 from aegis.database import Database
 from aegis.embedded import EmbeddedPostgres
 from aegis.errors import AegisError
+from aegis.testing import until
 
 MAX = 4
 
@@ -138,12 +139,10 @@ async def test_cancelled_during_commit_the_cancellation_comes_through(config, po
 
         task = asyncio.create_task(insert())
         committing = "select count(*) from pg_stat_activity where query = 'commit' and state = 'active'"
-        while not await db.fetch_value(committing):
-            await asyncio.sleep(0.005)
+        await until(lambda: db.fetch_value(committing))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        while db.stats().closing:
-            await asyncio.sleep(0.005)
+        await until(lambda: not db.stats().closing)
         assert not await db.fetch_value(committing)  # cancelled there too, long before its nine seconds
         assert db.stats().active == 0

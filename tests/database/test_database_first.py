@@ -17,6 +17,7 @@ from aegis.errors import (
     PoolTimeoutError,
     QueryError,
 )
+from aegis.testing import until
 
 
 def config_of(server: EmbeddedPostgres, **more) -> DatabaseConfig:
@@ -46,8 +47,7 @@ async def test_cancellation_loses_no_slot(db):
         assert all(isinstance(result, asyncio.CancelledError) for result in results)
     acquired = db.stats().acquired
     sleepers = [asyncio.create_task(db.execute("select pg_sleep(5)")) for _ in range(3)]
-    while db.stats().acquired < acquired + 3:
-        await asyncio.sleep(0.001)
+    await until(lambda: db.stats().acquired == acquired + 3)
     for task in sleepers:
         task.cancel()
     dirty = db.stats().closed_dirty
@@ -119,8 +119,7 @@ async def test_a_server_process_killed_during_commit_leaves_an_unknown_outcome(d
     job = asyncio.create_task(db.run_tx(insert))
     killer = "select count(pg_terminate_backend(pid)) from pg_stat_activity where query = 'commit' and state = 'active'"
     async with Database(config_of(postgres_server)) as other:
-        while not await other.fetch_value(killer):
-            await asyncio.sleep(0.01)  # polls the server
+        await until(lambda: other.fetch_value(killer))
     with pytest.raises(CommitOutcomeUnknownError):
         await job
     assert calls == 1

@@ -3,7 +3,6 @@
 # ruff: noqa: PT012 - a whole transaction block is what must raise
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from aegis.config import DatabaseConfig
 from aegis.database import Database
 from aegis.embedded import EmbeddedPostgres
 from aegis.errors import DatabaseLostError, DatabaseUnavailableError, QueryError
+from aegis.testing import until
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,7 @@ async def test_the_server_bounds_statements_locks_and_silent_transactions(postgr
         with pytest.raises(DatabaseLostError) as caught:
             async with db.transaction() as tx:
                 await tx.execute("insert into locked values (1)")
-                while not tx._lease.conn.is_closed():
-                    await asyncio.sleep(0.01)
+                await until(tx._lease.conn.is_closed)
         assert type(caught.value) is DatabaseLostError  # COMMIT was not sent, so the outcome is known
         assert await db.fetch_value("select count(*) from locked") == 0
 
@@ -126,6 +125,5 @@ async def test_a_server_that_hangs_in_a_statement_is_given_up(postgres_server):
             with pytest.raises(DatabaseLostError, match="did not answer"):
                 await db.fetch_value("select 1")
             proxy.heal()
-            while db.stats().closing:
-                await asyncio.sleep(0.01)
+            await until(lambda: not db.stats().closing)
             assert await db.fetch_value("select 1") == 1

@@ -10,7 +10,7 @@ import pytest
 from aegis.config import DatabaseConfig
 from aegis.database import Database, MaybeMissed, Notification
 from aegis.errors import ClosedError, DatabaseUnavailableError, DirectConnectionError
-from aegis.testing import FaultProxy
+from aegis.testing import FaultProxy, until
 
 LISTENERS = "select pid from pg_stat_activity where query ilike 'listen%' and pid <> pg_backend_pid()"
 
@@ -130,9 +130,7 @@ async def test_the_end_of_a_listener(db, postgres_server):
         await asyncio.sleep(0)
     with pytest.raises(ClosedError, match="Listener"):
         await waiting
-    async with asyncio.timeout(10):
-        while await db.fetch_value(f"select count(*) from ({LISTENERS}) l"):
-            await asyncio.sleep(0.01)
+    await until(lambda: db.fetch_value(f"select count(*) = 0 from ({LISTENERS}) l"))
     async with Database(DatabaseConfig(url=postgres_server.url, min_conns=0)) as other:
         left = other.listen("c")
         await left.__aenter__()

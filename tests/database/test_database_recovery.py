@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,7 +14,7 @@ from aegis.database import Database
 from aegis.database._driver import AsyncpgDriver
 from aegis.embedded import EmbeddedPostgres
 from aegis.errors import DatabaseLostError, DatabaseUnavailableError, PoolTimeoutError, QueryError
-from aegis.testing import FaultProxy
+from aegis.testing import FaultProxy, until
 
 
 @pytest.fixture
@@ -26,12 +26,6 @@ async def proxy(postgres_server: EmbeddedPostgres) -> AsyncIterator[FaultProxy]:
 def through(proxy: FaultProxy, **more) -> DatabaseConfig:
     where = {"host": proxy.host, "port": proxy.port, "name": "postgres", "user": "postgres"}
     return DatabaseConfig(**{**where, "min_conns": 1, "max_conns": 3, **more})
-
-
-async def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def lines(caplog, *words: str) -> list[str]:

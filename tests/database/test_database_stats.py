@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from aegis.config import DatabaseConfig
 from aegis.database import Database
 from aegis.errors import PoolFullError, PoolTimeoutError
-from aegis.testing import FaultProxy
+from aegis.testing import FaultProxy, until
 
 #: pgxpool.Stat's methods (pkg.go.dev/github.com/jackc/pgx/v5/pgxpool#Stat, read 2026-11-24) and our names for them.
 THIRTEEN = {
@@ -30,12 +29,6 @@ THIRTEEN = {
     "NewConnsCount": "opened",
     "TotalConns": "total",
 }
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def moved(before: dict, after: dict) -> dict:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from aegis.errors import DatabaseLostError, QueryError, RowShapeError
+from aegis.testing import until
 
 
 @dataclass
@@ -124,9 +125,7 @@ async def test_a_stream_left_early_gives_its_connection_back(db):
     assert db.stats().active == 0
     async for _ in db.iterate(sql, batch=10):
         break
-    async with asyncio.timeout(10):
-        while db.stats().active:
-            await asyncio.sleep(0)
+    await until(lambda: not db.stats().active)
     assert (db.stats().opened, db.stats().closed_dirty, db.stats().idle) == (1, 0, 1)
 
 
@@ -187,9 +186,7 @@ async def test_a_cancelled_stream_loses_no_slot(db):
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        async with asyncio.timeout(10):
-            while db.stats().active:  # cancelled between two rows, it is closed like any generator that was dropped
-                await asyncio.sleep(0)
+        await until(lambda: not db.stats().active)  # closed like any generator that was dropped
         assert await db.fetch_value("select 1") == 1
 
 

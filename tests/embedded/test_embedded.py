@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -15,6 +14,7 @@ import pytest
 
 from aegis.embedded import EmbeddedPostgres, EmbeddedValkey
 from aegis.errors import ServerStartError
+from aegis.testing import until_sync
 
 OWNER = """
 import json, os, sys
@@ -24,14 +24,6 @@ with EmbeddedValkey() as valkey, EmbeddedPostgres() as postgres:
     print(json.dumps([pids, directories]), flush=True)
     sys.stdin.read()
 """
-
-
-def eventually(condition, timeout_s: float = 15.0) -> None:
-    """Wait until `condition()` holds; fail if it never does."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -44,8 +36,8 @@ def test_servers_and_directories_are_gone_when_their_owner_is_killed(end):
         assert all(psutil.pid_exists(pid) for pid in pids)
         assert all(Path(directory).is_dir() for directory in directories)
         owner.send_signal(end)
-    eventually(lambda: not any(psutil.pid_exists(pid) for pid in pids))
-    eventually(lambda: not any(Path(directory).exists() for directory in directories))
+    until_sync(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    until_sync(lambda: not any(Path(directory).exists() for directory in directories))
 
 
 def test_killed_guardian_takes_its_server_with_it():
@@ -53,7 +45,7 @@ def test_killed_guardian_takes_its_server_with_it():
     with EmbeddedValkey() as server:
         pid = server.pid
         os.kill(psutil.Process(pid).ppid(), signal.SIGKILL)
-        eventually(lambda: not psutil.pid_exists(pid))
+        until_sync(lambda: not psutil.pid_exists(pid))
 
 
 def test_unusable_option_is_one_clear_error_and_leaves_nothing():

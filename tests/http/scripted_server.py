@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from aegis.backoff import Backoff
 from aegis.errors import RateLimitTimeoutError
 from aegis.http import RetryPolicy
+from aegis.testing import until
 
 FAST = RetryPolicy(backoff=Backoff(0.001, 0.002), throttle_backoff=Backoff(0.001, 0.002))
 
@@ -74,9 +75,7 @@ class Server:
 
     async def received(self, count):
         """Return when that many requests have come."""
-        async with asyncio.timeout(5):
-            while len(self.requests) < count:
-                await asyncio.sleep(0.001)
+        await until(lambda: len(self.requests) >= count)
 
 
 @contextlib.asynccontextmanager
@@ -121,13 +120,3 @@ class CountingLimiter:
 
 class Limit:
     name, hold_max = "test", 60.0
-
-
-async def until(true, what="the condition"):
-    """Return when `true()` holds; five seconds are enough for anybody."""
-    try:
-        async with asyncio.timeout(5):
-            while not true():
-                await asyncio.sleep(0.001)
-    except TimeoutError:
-        raise AssertionError(f"{what} never came") from None

@@ -6,11 +6,12 @@ import asyncio
 import random
 
 import pytest
-from scripted_server import CountingLimiter, Limit, answer, hang, until
+from scripted_server import CountingLimiter, Limit, answer, hang
 
 from aegis.backoff import Backoff
 from aegis.config import HttpConfig
 from aegis.http import BreakerPolicy, HttpClient, RetryPolicy
+from aegis.testing import until
 
 HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf of it"
 

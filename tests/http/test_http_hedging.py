@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from scripted_server import FAST, CountingLimiter, Limit, answer, hang, until
+from scripted_server import FAST, CountingLimiter, Limit, answer, hang
 
 from aegis.backoff import Backoff
 from aegis.errors import HttpTimeoutError, RateLimitTimeoutError
 from aegis.http import HttpClient, RetryPolicy
+from aegis.testing import until
 
 SOON = 0.02
 
@@ -113,7 +114,7 @@ async def test_no_permit_free_now_means_no_second_request(server, http):
     server.steps = [hang(gate=gate, then=answer())]
     limiter = FreeOnce()
     call = asyncio.create_task(http.with_rate_limiter(limiter, Limit()).with_hedging(SOON).get(server.url))
-    await until(lambda: any(one.refusals for one in http.stats().upstreams.values()), "the refusal")
+    await until(lambda: any(one.refusals for one in http.stats().upstreams.values()))
     gate.set()
     assert (await call).attempts == 1
     assert (len(server.requests), limiter.permits) == (1, 1)
@@ -129,7 +130,7 @@ async def test_an_empty_budget_means_no_second_request(server, http):
     server.steps = [hang(), answer(), hang(gate=gate, then=answer())]
     await client.get(server.url)
     call = asyncio.create_task(client.get(server.url))
-    await until(lambda: any(one.refusals for one in http.stats().upstreams.values()), "the refusal")
+    await until(lambda: any(one.refusals for one in http.stats().upstreams.values()))
     gate.set()
     assert (await call).attempts == 1
     assert len(server.requests) == 3

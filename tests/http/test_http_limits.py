@@ -8,7 +8,7 @@ import pickle
 from time import monotonic
 
 import pytest
-from scripted_server import FAST, CountingLimiter, Limit, answer, until
+from scripted_server import FAST, CountingLimiter, Limit, answer
 
 from aegis.backoff import Backoff
 from aegis.errors import (
@@ -21,6 +21,7 @@ from aegis.errors import (
 )
 from aegis.http import BreakerPolicy, Ok, Profile, RetryPolicy, Throttled, Transient
 from aegis.redis import Rate, RateLimit, RateLimiter
+from aegis.testing import until
 
 SLOW = RateLimit("http-test", Rate(2, per=30.0))
 

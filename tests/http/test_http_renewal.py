@@ -6,10 +6,11 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from scripted_server import FAST, CountingLimiter, Limit, answer, until
+from scripted_server import FAST, CountingLimiter, Limit, answer
 
 from aegis.errors import RejectedError, UnauthorizedError
 from aegis.http import Ok, Profile, Reauth
+from aegis.testing import until
 
 OLD, NEW = {"Authorization": "Bearer old-token"}, {"Authorization": "Bearer new-token"}
 

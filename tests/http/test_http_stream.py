@@ -8,7 +8,7 @@ import gzip
 import logging
 
 import pytest
-from scripted_server import CountingLimiter, Limit, answer, hang, until
+from scripted_server import CountingLimiter, Limit, answer, hang
 
 from aegis.config import HttpConfig
 from aegis.errors import (
@@ -21,6 +21,7 @@ from aegis.errors import (
     ThrottledError,
 )
 from aegis.http import HttpClient, Ok, Profile, Throttled
+from aegis.testing import until
 
 LARGE = bytes(range(256)) * 4096  # 1 MiB; the `http` fixture caps whole bodies at 100,000
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1048576\r\n\r\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from scripted_server import until
 
 from aegis.http._watch import Watch
+from aegis.testing import until
 
 
 @pytest.fixture

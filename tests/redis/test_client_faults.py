@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from aegis.errors import (
     ServerReplyError,
 )
 from aegis.redis import Redis
-from aegis.testing import Direction, FaultProxy
+from aegis.testing import Direction, FaultProxy, until
 
 
 @pytest.fixture
@@ -33,12 +33,6 @@ async def proxy(valkey_server: EmbeddedValkey) -> AsyncIterator[FaultProxy]:
 
 def config(proxy: FaultProxy, **settings: object) -> RedisConfig:
     return RedisConfig(url=proxy.url, **settings)
-
-
-async def until(condition: Callable[[], object], timeout: float = 5.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def restart(server: EmbeddedValkey) -> None:

@@ -30,6 +30,7 @@ from aegis.errors import (
 )
 from aegis.redis import Rate, RateLimit, Update
 from aegis.sync import _derive
+from aegis.testing import until_sync
 from aegis.upstream.simulator import Market, Simulator
 
 TWINS = list(_derive.twins.items())
@@ -352,8 +353,7 @@ with sync.Redis(RedisConfig(url={valkey_server.url!r})) as redis:
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as child:
         assert child.stdout.readline() == "waiting\n"
-        while not redis.execute("KEYS", "*interrupted*"):
-            time.sleep(0.01)
+        until_sync(lambda: redis.execute("KEYS", "*interrupted*"))
         time.sleep(0.2)
         child.send_signal(signal.SIGINT)
         assert child.stdout.readline() == "interrupted 0\n"

@@ -7,7 +7,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 import warnings
 
 import pytest
@@ -18,6 +17,7 @@ from aegis.config import Config, LogConfig
 from aegis.errors import ConfigError
 from aegis.telemetry import configure_logging, log_context, secrets_of
 from aegis.telemetry._program import program
+from aegis.testing import until_sync
 
 CODE = """
 import logging, sys
@@ -241,9 +241,7 @@ def test_a_burst_of_one_warning_is_a_few_lines_and_a_count(out, lines):
     own.warning("another")
     own.info("connection %d found", 1)
     assert len(lines()) == 7
-    deadline = time.monotonic() + 10
-    while len(lines()) < 8 and time.monotonic() < deadline:
-        time.sleep(0.01)  # the timer's thread writes it
+    until_sync(lambda: len(lines()) == 8)  # the timer's thread writes it
     assert (lines()[-1]["event"], lines()[-1]["folded"]) == ("connection 999 lost", 995)
     own.warning("connection %d lost", 1000)
     assert (lines()[-1]["event"], "folded" in lines()[-1]) == ("connection 1000 lost", False)

@@ -12,6 +12,7 @@ from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
 from aegis.redis import PubSub, Redis, Update
 from aegis.telemetry import VITALS_TOPIC, Vital, Vitals
+from aegis.testing import until
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +44,7 @@ async def test_what_the_rooms_say_is_told_again_and_again(redis):
 
         listening = asyncio.create_task(listen())
         async with Vitals(redis, "aegis", "collector 1", {"room": room.stats}, every_s=0.02):
-            async with asyncio.timeout(20):
-                while len(told) < 3:
-                    await asyncio.sleep(0.01)
+            await until(lambda: len(told) >= 3)
         async with asyncio.timeout(20):
             await listening
     assert [vital.ended for vital in told] == [False] * (len(told) - 1) + [True]

@@ -15,6 +15,7 @@ from upstream_world import APP_KEY, APP_SECRET
 
 from aegis.errors import TokenRefusedError
 from aegis.redis import Rate, RateLimit
+from aegis.testing import until
 from aegis.upstream import Token
 from aegis.upstream import _token as token_module
 from aegis.upstream.simulator import Rules
@@ -65,8 +66,7 @@ async def test_who_waits_takes_the_token_that_a_sibling_shares(world):
     waiting, sibling = world.kis(), await world.sibling()
     await world.issue_elsewhere()
     asking = asyncio.create_task(waiting.token())
-    while not world.simulator.report()["tokens_refused"]:
-        await asyncio.sleep(0.01)
+    await until(lambda: world.simulator.report()["tokens_refused"])
     shared = Token("from-a-sibling", datetime.now(UTC) + timedelta(hours=1))
     await sibling.cache.set(waiting._token._name, shared, ttl=3600)
     began = time.monotonic()
