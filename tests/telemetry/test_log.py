@@ -13,7 +13,7 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from aegis.config import Config, LogConfig
+from aegis.config import Config, LogConfig, registry
 from aegis.errors import ConfigError
 from aegis.telemetry import configure_logging, log_context, secrets_of
 from aegis.telemetry._program import program
@@ -72,6 +72,17 @@ def test_json_lines_hold_fields_and_no_secret():
     assert lines[1]["appsecret"] == "***"
     assert len(lines) == 3
     assert "SECRET" not in json.dumps(lines)
+
+
+@pytest.mark.parametrize("name", [variable.name for variable in registry() if variable.secret])
+def test_secret_variables_are_masked_under_any_of_their_names(out, name):
+    """As the environment, our fields and people write them, also where nobody gave their values."""
+    value = "redis://me:h1dden-v4lue@host/0" if name.endswith("_URL") else "h1dden-v4lue"
+    own, field = configured(out), name.partition("_")[2].lower()
+    own.error("%s=%s", name, value)
+    own.error("started with %s", {name: value, field: value})
+    own.error("started", extra={field: value, "settings": {name.lower(): value}})
+    assert "h1dden" not in out.getvalue()
 
 
 def test_importing_configures_nothing():

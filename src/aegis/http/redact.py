@@ -20,6 +20,8 @@ WELL_KNOWN = frozenset(
         "authorization", "proxy-authorization", "cookie", "set-cookie", "appkey", "appsecret", "secretkey",
         "crtfc_key", "approval_key", "access_token", "refresh_token", "token", "api_key", "apikey", "x-api-key",
         "password", "passwd", "secret", "client_secret", "x-naver-client-secret", "cano", "personalseckey",
+        "app_key", "app_secret", "secret_key", "kis_app_key", "kis_app_secret", "dart_api_key",  # as people write them
+        "naver_client_secret", "redis_password", "db_password", "redis_sentinel_password", "sentinel_password",
     }
 )  # fmt: skip
 _REMEMBERED_MAX = 1000
@@ -27,6 +29,7 @@ _SHORTEST_VALUE = 4  # shorter values would mask ordinary text
 _BODY_BYTES_MAX = 1 << 16  # of a larger body no values are collected; its fields are masked by name all the same
 
 _PASSWORD = re.compile(r"[a-zA-Z]+://[^/?#@]*?:([^/?#]+)@")
+_LOGIN = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s/?#@:]*:)[^\s/?#@]+@")  #: in a text; of any scheme
 _ESCAPE = re.compile(r"%[0-9A-F]{2}")
 _HEADER = re.compile(
     r"""(\b(?:(?:proxy-)?authorization|(?:set-)?cookie)\\*["']?\s*[=:]\s*\\*["']?)[^\s"'\\][^\r\n"'\\]*""",
@@ -114,9 +117,11 @@ class Redactor:
         return {name: MASK if self.secret(name) else value for name, value in headers.items()}
 
     def text(self, text: str, values: Iterable[str] = ()) -> str:
-        """Free text with `values`, their percent-encoded forms, and `name=value` of secret names masked."""
+        """Free text with `values` in every form, `name=value` of secret names, and passwords of URLs masked."""
         for form in _longest_first(values):
             text = text.replace(form, MASK)
+        if "://" in text and "@" in text:
+            text = _LOGIN.sub(rf"\g<1>{MASK}@", text)
         text = self._field.sub(_keeping_quotes, _HEADER.sub(rf"\g<1>{MASK}", self._by_value(text)))
         return _ENCODED_PAIR.sub(self._encoded_pair, text) if "%" in text else text
 
