@@ -131,8 +131,13 @@ async def never_read(parent: Parent, redis: Redis, policy: str) -> None:
         parent.tell(ready=True)
         while await parent.told():
             stats = bus.stats()
-            heard = stats.received + stats.heartbeats
-            parent.tell(rss_kib=rss_kib(), pending=updates.pending, heard=heard, evicted=stats.evicted)
+            parent.tell(
+                rss_kib=rss_kib(),
+                pending=updates.pending,
+                received=stats.received,
+                heard=stats.received + stats.heartbeats,
+                evicted=stats.evicted,
+            )
 
 
 def rss_kib() -> int:

@@ -75,20 +75,18 @@ async def test_c_memory_of_a_consumer_that_never_reads_does_not_grow_with_ticks(
         PubSub(redis) as bus,
     ):
         marks: list[list[dict[str, Any]]] = []
-        total = 0
-        for ticks in (5_000, 25_000):
-            total += ticks
-            for number in range(ticks):
-                await bus.publish(f"k{number % 20}", {"number": number, "padding": "x" * 100})
-            await bus.flush()
+        for total in (5_000, 30_000):
             said = [await child.asked() for child in listeners]
-            while any(one["heard"] < total for one in said):
+            while any(one["received"] < total for one in said):
+                for number in range(1000):
+                    await bus.publish(f"k{number % 20}", {"number": number, "padding": "x" * 100})
+                await bus.flush()
                 said = [await child.asked() for child in listeners]
             marks.append(said)
     newest, ring = marks[-1]
     assert newest["pending"] == 20
     assert ring["pending"] <= 1000 + 20
-    assert ring["evicted"] >= total - 1000
+    assert ring["evicted"] >= ring["received"] - 1000
     for before, after in zip(*marks, strict=True):
         assert after["rss_kib"] - before["rss_kib"] < 2 * 1024  # 25,000 values would be above 5 MiB
 
@@ -164,8 +162,7 @@ async def test_fifty_thousand_messages_do_not_grow_the_subscriber(redis, valkey_
     async with fleet(("never_read", valkey_server.url, "latest")) as [listener]:
         marks = []
         for total in (10_000, 60_000):
-            await redis.pipeline([("PUBLISH", channel, b"h")] * (total - 10_000 or total))
             while (said := await listener.asked())["heard"] < total:
-                pass
+                await redis.pipeline([("PUBLISH", channel, b"h")] * 2000)
             marks.append(said["rss_kib"])
     assert marks[1] - marks[0] < 2048  # the leak would be 4,700 KiB
