@@ -134,7 +134,7 @@ def main() -> None:
     if options.worker:
         asyncio.run(listen(*json.loads(options.worker)))
         return
-    ticks = 20_000 if options.smoke else options.ticks
+    ticks = 4000 if options.smoke else options.ticks
     with EmbeddedValkey(port=0) as server:
         never = asyncio.run(run(server.port, ticks, POLICIES, 1))
         read = asyncio.run(run(server.port, ticks, ("read",), PRODUCERS))

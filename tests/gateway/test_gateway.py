@@ -279,6 +279,21 @@ async def test_client_that_never_reads_is_conflated_and_closed_with_1013(bus, se
     assert struct.pack("!BBH", 0x88, 2 + len(b"too slow; connect again"), 1013) + b"too slow; connect again" in data
 
 
+async def test_client_that_reads_but_never_catches_up_is_closed(bus, serve, monkeypatch):
+    """It takes a little now and then, so it does not stall; but what it gets is older every time."""
+    monkeypatch.setattr("aegis.gateway.stream.SEND_BUFFER_BYTES", 8192)
+    monkeypatch.setattr("aegis.gateway.stream._SAY_GOODBYE_S", 0.2)  # it will not read the code
+    async with serve(stalled_max_s=30, behind_max_s=0.5, flush_s=0.005) as (gateway, url):
+        slow = await asyncio.to_thread(Deaf, url)
+        async with asyncio.timeout(20):
+            while not gateway.stats().evicted:
+                for key in range(10):
+                    await bus.publish(f"k{key}", "x" * 10_000)
+                await bus.flush()
+                await asyncio.to_thread(slow.socket.recv, 512)
+        slow.socket.close()
+
+
 def test_board_says_what_changed_since():
     """Pure: order of change, only the newest of each key, the same bytes for all at one place."""
     board = Board()

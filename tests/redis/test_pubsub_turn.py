@@ -17,6 +17,7 @@ from aegis.errors import ServerLostError
 from aegis.redis import PubSub, Redis
 from aegis.redis.broadcast.lane import _PUBLISH
 from aegis.redis.broadcast.reading import _LOOK, read_values
+from aegis.redis.broadcast.turn import Turn
 from aegis.redis.broadcast.wire import Names, parse_header, stored_prefix
 
 NAMES = Names("aegis", "turn", 1)
@@ -183,6 +184,29 @@ async def _send(redis: Redis, model: Model, sender: Sender, frame: tuple[Any, ..
     sender.life, sender.known = model.life, max(sender.known, expected[0])
     sender.turn = turn if reply[3] == 1 else ""
     sender.keys |= pairs.keys()
+
+
+def test_a_turn_is_named_only_where_nothing_can_have_happened():
+    """Not before it is confirmed, not while an answer is outstanding, not over another connection, not for new keys."""
+    turn = Turn("p.1")
+    first, sure = turn.ask(1, known=True)
+    assert (first, sure) == ("\0p.1.1", False)
+    turn.answered(first, 1, 1)
+    assert turn.ask(1, known=True) == (first, True)
+    second, sure = turn.ask(1, known=True)  # the first was not answered
+    assert (second, sure) == ("\0p.1.2", False)
+    turn.answered(second, 1, 1)
+    third, sure = turn.ask(2, known=True)
+    assert (third, sure) == ("\0p.1.3", False)
+    turn.answered(third, 2, 1)
+    assert turn.ask(2, known=False) == ("", False)
+    turn.answered("\0p.1.4", 2, 0)
+    assert turn.ask(2, known=True) == ("\0p.1.4", False)
+    turn.answered("\0p.1.4", 2, 1)
+    turn.end()
+    assert turn.ask(2, known=True) == ("\0p.1.5", False)
+    turn.answered("\0p.1.5", 2, -1)
+    assert turn.ask(2, known=True) == ("", False)
 
 
 async def test_a_frame_that_arrives_late_changes_nothing(redis, monkeypatch):
