@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import zipfile
 from datetime import date, timedelta
@@ -113,6 +114,23 @@ def test_a_zip_that_is_none_is_a_value_error(packed):
     """Never a BadZipFile in the user's face."""
     with pytest.raises(ValueError, match="ZIP"):
         dart_module._parse_corp_codes(packed)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_zip_with_any_byte_damaged_is_read_or_is_a_value_error(method):
+    """Damaged inside, marked as encrypted, packed by an unknown method: nothing of zlib or zipfile comes through."""
+    archive, outcomes = io.BytesIO(), set()
+    with zipfile.ZipFile(archive, "w", method) as file:
+        file.writestr("CORPCODE.xml", "<result></result>")
+    whole = archive.getvalue()
+    for place, flip in itertools.product(range(len(whole)), (0x01, 0xFF)):
+        damaged = bytearray(whole)
+        damaged[place] ^= flip
+        try:
+            outcomes.add(len(dart_module._parse_corp_codes(bytes(damaged))))
+        except ValueError as exc:
+            outcomes.add(type(exc))
+    assert outcomes == {0, ValueError}
 
 
 def test_a_zip_with_another_xml_or_a_bomb_is_a_value_error(monkeypatch):

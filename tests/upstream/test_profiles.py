@@ -14,6 +14,7 @@ from aegis.redis import Rate, RateLimit
 from aegis.upstream import DART_PROFILE, KIS_PROFILE, NAVER_PROFILE, KisClient, presets
 from aegis.upstream import dart as dart_module
 from aegis.upstream import kis as kis_module
+from aegis.upstream import naver as naver_module
 
 PRESETS = {
     "KIS_RATE_LIMIT": (Rate(5, per=1),),
@@ -113,6 +114,17 @@ def test_kis_answers_mean_what_they_say(status, body, verdict):
 def test_dart_answers_mean_what_they_say(body, verdict):
     """HTTP always says 200; a ZIP is known by its first bytes."""
     assert type(dart_module.classify(ASKED, answer(200, body))).__name__ == verdict
+
+
+@pytest.mark.parametrize("module", [dart_module, kis_module, naver_module])
+@pytest.mark.parametrize(
+    ("status", "verdict"),
+    [(301, "Transient"), (403, None), (404, "Rejected"), (408, "Transient"), (429, "Throttled"), (502, "Transient")],
+)
+def test_a_gateways_page_means_what_its_status_says(module, status, verdict):
+    """Of a page that is none of the upstream's own nothing else is known; 429 is never final, 408 neither."""
+    verdict = verdict or ("Throttled" if module is naver_module else "Rejected")
+    assert type(module.classify(ASKED, answer(status, b"<html>slow down"))).__name__ == verdict
 
 
 @pytest.mark.parametrize("missing", ["app_key", "app_secret"])

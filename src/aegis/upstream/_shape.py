@@ -16,9 +16,11 @@ from decimal import Decimal, InvalidOperation
 import msgspec
 
 from aegis.errors import BodyDecodeError
-from aegis.http import Response
+from aegis.http import Rejected, Response, Throttled, Transient, Verdict
 
 KST = timezone(timedelta(hours=9), "KST")
+#: The pause after "too fast", where the answer names no longer one. The quota's window is a second at KIS.
+PAUSE_S = 1.0
 _EXCERPT_CHARS = 80
 _TAG = re.compile(r"<[^>]*>?")
 
@@ -78,6 +80,16 @@ def excerpt(response: Response) -> str:
     except BodyDecodeError:
         text = response.content.decode("ascii", "backslashreplace")
     return " ".join(_TAG.sub(" ", text).split())[:_EXCERPT_CHARS] or "a page without words"
+
+
+def by_status(response: Response, upstream: str) -> Verdict:
+    """What an answer means that is none of the upstream's own: a gateway's page, of which the status is all we know."""
+    code, what = str(response.status), f"not an answer of {upstream}: {excerpt(response)}"
+    if response.status == 429:
+        return Throttled(PAUSE_S, code=code, message=what)
+    if response.ok or response.status == 408 or response.status >= 500:
+        return Transient(code, what)
+    return Rejected(code, what)
 
 
 @contextlib.contextmanager

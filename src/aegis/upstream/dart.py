@@ -36,7 +36,7 @@ from aegis.http import (
     Verdict,
 )
 from aegis.redis import TTL, Cache, RateLimit, RateLimiter
-from aegis.upstream._shape import day, excerpt, expected_shape
+from aegis.upstream._shape import by_status, day, expected_shape
 from aegis.upstream.presets import DART_RATE_LIMIT
 
 _ZIP = b"PK\x03\x04"
@@ -64,9 +64,7 @@ def classify(request: Request, response: Response) -> Verdict:
         return Ok()
     body = _envelope(response)
     if body is None:
-        what = f"not an answer of DART: {excerpt(response)}"
-        refused = 400 <= response.status < 500
-        return Rejected(str(response.status), what) if refused else Transient(str(response.status), what)
+        return by_status(response, "DART")
     if body.status == "000":
         return Ok()
     if body.status == "013":
@@ -248,7 +246,7 @@ def _parse_corp_codes(packed: bytes) -> list[CorpCode]:
             if member.file_size > _XML_BYTES_MAX:
                 raise ValueError(f"{member.filename} would be {member.file_size} bytes")
             root = ET.fromstring(archive.read(member))  # noqa: S314 - bounded above; expat has no network entities
-    except (zipfile.BadZipFile, IndexError, ET.ParseError) as exc:
+    except Exception as exc:  # noqa: BLE001 - beside its own error zipfile raises whatever zlib, lzma, bz2 and struct do
         raise ValueError(f"no ZIP of an XML: {exc}") from None
     return [_corp_code({field.tag: (field.text or "").strip() for field in row}) for row in root.iter("list")]
 

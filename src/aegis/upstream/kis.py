@@ -32,7 +32,7 @@ from aegis.http import (
     Verdict,
 )
 from aegis.redis import Cache, RateLimit, RateLimiter
-from aegis.upstream._shape import DailyBar, day, exact, excerpt, expected_shape, whole
+from aegis.upstream._shape import PAUSE_S, DailyBar, by_status, day, exact, expected_shape, whole
 from aegis.upstream._token import SharedToken, credentials
 from aegis.upstream.presets import KIS_PAPER_RATE_LIMIT, KIS_RATE_LIMIT, KIS_TOKEN_RATE_LIMIT
 
@@ -40,8 +40,6 @@ _THROTTLED = frozenset({"EGW00201", "EGW00215"})
 _STALE_TOKEN = frozenset({"EGW00121", "EGW00123"})
 _UNKNOWN_OUTCOME = frozenset({"EGW00301", "EGW00302"})
 _PASSING = frozenset({"EGW00202", "EGW00203", "EGW00300", "EGW00316", "OPSQ0003", "OPSQ1002", ""})
-#: After a refusal, users of one key pause about this long; the quota's window is a second.
-_THROTTLE_PAUSE_S = 1.0
 _CHART_ROWS_MAX = 100
 _QUOTATIONS = "/uapi/domestic-stock/v1/quotations"
 
@@ -63,16 +61,16 @@ def classify(request: Request, response: Response) -> Verdict:
     del request
     body = _envelope(response)
     if body is None:
-        return _by_status(response)
+        return by_status(response, "KIS")
     if body.error_code is not None:
         return Rejected(body.error_code, body.error_description)
     if body.access_token is not None or body.approval_key is not None or body.rt_cd == "0":
         return Ok()
     if body.rt_cd is None:
-        return _by_status(response)
+        return by_status(response, "KIS")
     code, message = body.msg_cd.strip(), body.msg1.strip()
     if code in _THROTTLED:
-        return Throttled(_THROTTLE_PAUSE_S, code=code, message=message)
+        return Throttled(PAUSE_S, code=code, message=message)
     if code in _STALE_TOKEN:
         return Reauth(code, message)
     if code in _UNKNOWN_OUTCOME:
@@ -92,15 +90,6 @@ def _envelope(response: Response) -> _Envelope | None:
         return msgspec.json.decode(response.content.decode("cp949"), type=_Envelope)
     except (UnicodeDecodeError, msgspec.DecodeError):
         return None
-
-
-def _by_status(response: Response) -> Verdict:
-    if response.status == 429:
-        return Throttled(_THROTTLE_PAUSE_S)
-    what = f"not an answer of KIS: {excerpt(response)}"
-    if response.status >= 500 or response.ok:
-        return Transient(str(response.status), what)
-    return Rejected(str(response.status), what)
 
 
 KIS_PROFILE = Profile(

@@ -17,12 +17,11 @@ from decimal import Decimal
 import msgspec
 
 from aegis.config import NaverConfig
-from aegis.http import HttpClient, Ok, Profile, Rejected, Request, Response, Throttled, Transient, Verdict
+from aegis.http import HttpClient, Ok, Profile, Request, Response, Throttled, Transient, Verdict
 from aegis.redis import Cache, RateLimit, RateLimiter
-from aegis.upstream._shape import DailyBar, day, exact, excerpt, expected_shape, whole
+from aegis.upstream._shape import PAUSE_S, DailyBar, by_status, day, exact, excerpt, expected_shape, whole
 from aegis.upstream.presets import NAVER_RATE_LIMIT
 
-_PAUSE_S = 1.0
 _HEAD_BYTES = 500
 _EXCERPT_CHARS = 80
 _ITEM = re.compile(r'<item\s+data="(\d{8})\|(\d+)\|(\d+)\|(\d+)\|(\d+)\|(\d+)"')
@@ -37,12 +36,10 @@ _INTERVAL_MAX_S = 300.0
 def classify(request: Request, response: Response) -> Verdict:
     """What an answer of Naver means: a page where data was expected is an error, whatever its status."""
     del request
-    if response.status in {403, 429}:
-        return Throttled(_PAUSE_S, code=str(response.status))
-    if response.status >= 500:
-        return Transient(str(response.status))
+    if response.status == 403:
+        return Throttled(PAUSE_S, code="403")
     if not 200 <= response.status < 300:
-        return Rejected(str(response.status))
+        return by_status(response, "Naver")
     if not response.content.strip() or _is_page(response.content):
         return Transient(str(response.status), f"a page instead of data: {excerpt(response)}")
     return Ok()
