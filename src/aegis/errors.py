@@ -20,7 +20,11 @@ class AegisError(Exception):
 
 
 class ClosedError(AegisError):
-    """You use an object that you have closed, or have not opened yet. Nothing was sent."""
+    """
+    You use an object that you have closed, or have not opened yet. Nothing was sent.
+
+    Closing an `HttpClient` ends with it also those calls in progress that may be repeated.
+    """
 
     def __init__(self, what: str) -> None:
         super().__init__(what)

@@ -10,8 +10,10 @@ import sys
 from time import monotonic
 
 import pytest
-from scripted_server import FAST, CountingLimiter, Limit, answer, hang
+from scripted_server import FAST, CountingLimiter, Limit, answer, hang, until
 
+from aegis.backoff import Backoff
+from aegis.config import HttpConfig
 from aegis.errors import (
     AmbiguousOutcomeError,
     CircuitOpenError,
@@ -20,8 +22,10 @@ from aegis.errors import (
     HttpTimeoutError,
     RateLimitTimeoutError,
 )
-from aegis.http import BreakerPolicy, HttpClient, Ok, Profile
+from aegis.http import BreakerPolicy, HttpClient, Ok, Profile, Reauth, RetryPolicy
 from aegis.redis import Rate, RateLimit
+
+HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
 
 
 async def test_each_attempt_and_each_call_is_one_structured_event(server, http, caplog):
@@ -110,16 +114,81 @@ async def test_statistics_tell_hosts_and_outcomes_apart(server, http):
 
 
 async def test_closing_ends_what_is_in_flight(server):
-    """Nobody hangs: a query is lost or finds the client closed, an order is ambiguous."""
-    async with HttpClient() as client:
-        server.steps = [hang()] * 2
-        calls = [asyncio.create_task(client.get(server.url)), asyncio.create_task(client.post(server.url, b"buy"))]
-        await server.received(2)
+    """Wherever a call waits, long before any limit of its own; only of an order that left nobody knows the outcome."""
+    server.routes = {
+        "/silent": hang(),
+        "/half": hang(HALF + b"x" * 100_000),
+        "/busy": answer(503),
+        "/stale": answer(401),
+    }
+    records, gated, renewing = [], CountingLimiter(gate=asyncio.Event()), asyncio.Event()
+
+    async def renew(request, response):
+        renewing.set()
+        await asyncio.Event().wait()
+
+    async def read():
+        async with client.stream("GET", f"{server.url}/half") as response:
+            async for _ in response:
+                pass
+
+    async with HttpClient(HttpConfig(timeout=300.0, attempt_timeout=15.0)) as root:
+        client = root.with_retry(RetryPolicy(backoff=Backoff(100.0, 200.0, 100.0)))
+        client.observe(records.append)
+        renewed = client.with_profile(Profile("p", lambda _, answered: Reauth() if answered.status == 401 else Ok()))
+        calls = [
+            client.get(f"{server.url}/silent"),
+            client.get(f"{server.url}/half"),
+            client.get(f"{server.url}/busy"),
+            client.with_hedging(0.01).get(f"{server.url}/half"),
+            client.with_rate_limiter(gated, Limit()).get(server.url),
+            renewed.with_reauth(renew).get(f"{server.url}/stale"),
+            read(),
+            client.post(f"{server.url}/silent", b"buy"),
+            client.post(f"{server.url}/half", b"buy"),
+        ]
+        tasks = [asyncio.create_task(call) for call in calls]
+        await server.received(9)
+        await until(lambda: gated.waiting and client.stats().retries and renewing.is_set(), "the last one waiting")
     async with asyncio.timeout(10):
-        query, order = await asyncio.gather(*calls, return_exceptions=True)
-    assert isinstance(query, (HttpConnectionError, ClosedError))
-    assert isinstance(order, AmbiguousOutcomeError)
-    assert client.stats().in_flight == 0
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(end) for end in ends] == [ClosedError] * 7 + [AmbiguousOutcomeError] * 2
+    assert sorted(record.outcome for record in records) == ["ambiguous"] * 2 + ["closed"] * 7
+    assert (client.stats().in_flight, list(client.stats().circuits.values())) == (0, ["closed"])
+
+
+async def test_every_call_is_told_also_one_that_no_upstream_ended(server, http):
+    """A renewal that raises or gives nothing, and a cancelled caller, of a call and of a stream."""
+    records = []
+    http.observe(records.append)
+    stale = http.with_profile(Profile("p", lambda _, answered: Reauth() if answered.status == 401 else Ok()))
+
+    async def broken(request, response):
+        raise RuntimeError("the token service is down: secret")
+
+    async def empty(request, response):
+        return None
+
+    async def read():
+        async with http.stream("GET", server.url) as response:
+            async for _ in response:
+                reading.set()
+
+    reading = asyncio.Event()
+    server.steps = [answer(401), answer(401), hang(), hang(HALF + b"x" * 100_000)]
+    with pytest.raises(RuntimeError):
+        await stale.with_reauth(broken).get(server.url)
+    with pytest.raises(TypeError, match=r"with_reauth.* not NoneType"):
+        await stale.with_reauth(empty).get(server.url)
+    for number, call in ((3, http.get(server.url)), (4, read())):
+        task = asyncio.create_task(call)
+        await server.received(number)
+        await (reading.wait() if number == 4 else asyncio.sleep(0))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    ends = [("raised", "RuntimeError"), ("raised", "TypeError"), ("cancelled", ""), ("cancelled", "")]
+    assert [(record.outcome, record.error) for record in records] == ends
+    assert (http.stats().calls, http.stats().failures, http.stats().in_flight) == (4, 2, 0)
 
 
 async def test_a_failed_call_is_one_error_line(http, caplog):

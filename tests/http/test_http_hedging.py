@@ -122,6 +122,26 @@ async def test_no_permit_free_now_means_no_second_request(server, http):
     assert (upstream.refusals, upstream.budget_tokens) == ({"limiter": 1}, FAST.budget_tokens)
 
 
+@pytest.mark.parametrize("error", [TimeoutError(), OSError("gone")])
+async def test_a_limiter_that_fails_means_no_second_request(server, http, error):
+    """Whatever it raises: the first request goes on, and its answer counts."""
+    gate = asyncio.Event()
+    server.steps = [hang(gate=gate, then=answer())]
+
+    class Fails(CountingLimiter):
+        async def wait(self, limit, key="", cost=1, timeout=None):
+            if timeout == 0.0:
+                raise error
+            return 0.0
+
+    call = asyncio.create_task(http.with_rate_limiter(Fails(), Limit()).with_hedging(SOON).get(server.url))
+    await until(lambda: any(one.refusals for one in http.stats().upstreams.values()), "the refusal")
+    gate.set()
+    assert (await call).attempts == len(server.requests) == 1
+    [upstream] = http.stats().upstreams.values()
+    assert upstream.budget_tokens == FAST.budget_tokens
+
+
 async def test_an_empty_budget_means_no_second_request(server, http):
     """Hedging does not add to the load of an upstream that fails."""
     policy = RetryPolicy(attempts=2, backoff=Backoff(0.001, 0.002), budget_tokens=5.0, refund=0.0)

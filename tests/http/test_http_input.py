@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scripted_server import answer
 
-from aegis.errors import AmbiguousOutcomeError, BodyDecodeError, HttpTimeoutError, OneShotBodyError, RejectedError
+from aegis.errors import BodyDecodeError, HttpTimeoutError, OneShotBodyError, RejectedError
 from aegis.http import BreakerPolicy, HttpClient
 from aegis.http.breaker import Breaker
 from aegis.http.redact import Redactor
@@ -109,17 +109,49 @@ async def test_a_body_that_can_be_read_once_is_refused_before_anything_is_sent(s
     assert server.requests[0].endswith(b"6\r\nfirst \r\n6\r\nsecond\r\n0\r\n\r\n")
 
 
-async def test_a_body_whose_source_fails_is_a_lost_order_not_a_whole_one(server, http):
-    """The generator's own exception breaks the request off; the server never sees the end of the body."""
+def raises_late():
+    yield b"first"
+    raise KeyError("mine")
+
+
+async def raises_late_async():
+    yield b"first"
+    raise OSError("mine")
+
+
+def raises_at_once():
+    raise ValueError("mine")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (raises_late, KeyError),
+        (raises_late_async, OSError),
+        (raises_at_once, ValueError),
+        (lambda: ["text"], TypeError),
+        (lambda: None, TypeError),
+    ],
+)
+async def test_a_callers_own_error_in_a_body_is_his_and_no_failure_of_the_upstream(server, http, method, body, error):
+    """As it is, after one attempt; the server never sees a whole body, and nobody's circuit opens."""
     server.chunked = True
+    client = http.with_breaker(BreakerPolicy(calls_min=1))
+    with pytest.raises(error):
+        await client.request(method, server.url, content=body)
+    stats = client.stats()
+    assert (server.requests, stats.attempts, stats.failures, stats.in_flight) == ([], 1, 1, 0)
+    assert list(stats.circuits.values()) == ["closed"]
 
-    async def failing():
-        yield b"first"
-        raise KeyError
 
-    with pytest.raises(AmbiguousOutcomeError):
-        await http.post(server.url, failing)
-    assert server.requests == []
+@pytest.mark.parametrize("options", [{"content": 123}, {"headers": {"a": 1}}, {"headers": {b"a": "1"}}])
+async def test_a_body_or_header_of_another_type_is_refused_before_anything_is_sent(server, http, options):
+    """With and without retries, by a sentence that names the type."""
+    for client in (http, http.without_retry()):
+        with pytest.raises(TypeError, match=r"int|b'a'"):
+            await client.request("POST", server.url, **options)
+    assert (server.requests, http.stats().attempts) == ([], 0)
 
 
 @pytest.mark.parametrize("content", ["글", bytearray("글".encode()), memoryview("글".encode())])

@@ -86,15 +86,22 @@ async def test_a_refusal_of_the_upstream_holds_everybody_back(server, http, redi
     assert 6.0 < (await other.peek(limit)).held_for <= 7.5
 
 
-async def test_the_verdicts_own_pause_beats_the_header(server, http):
-    """`ThrottledError.retry_after` is what the client acts on: the profile's number, else the header's."""
-    client = http.with_profile(PROFILE).without_retry()
-    server.steps = [answer(200, b"slow down", "Retry-After: 99\r\n"), answer(503, headers="Retry-After: 99\r\n")]
+@pytest.mark.parametrize(("header", "pause"), [("", 7.5), ("Retry-After: 3\r\n", 7.5), ("Retry-After: 50\r\n", 50.0)])
+async def test_of_the_profiles_pause_and_the_headers_the_longer_one_counts(server, http, header, pause):
+    """For the hold, for the error, and for the rule that a pause beyond the deadline ends the call at once."""
+    limiter = CountingLimiter()
+    client = http.with_profile(PROFILE).with_rate_limiter(limiter, Limit())
+    server.steps = [answer(200, b"slow down", header)]
     with pytest.raises(ThrottledError) as caught:
         await client.get(server.url)
-    assert caught.value.retry_after == 7.5
+    assert (caught.value.retry_after, limiter.held, caught.value.stopped_by) == (pause, [pause], "deadline")
+
+
+async def test_a_failure_that_passes_tells_the_headers_pause(server, http):
+    """A verdict without a pause of its own leaves the header's."""
+    server.steps = [answer(503, headers="Retry-After: 99\r\n")]
     with pytest.raises(TransientError) as caught:
-        await client.get(server.url)
+        await http.with_profile(PROFILE).get(server.url)
     assert caught.value.retry_after == 99.0
 
 
@@ -154,17 +161,43 @@ async def test_too_fast_is_no_failure_of_the_upstream(server, http):
     assert (len(server.requests), list(client.stats().circuits.values())) == (8, ["closed"])
 
 
-class Unreachable(CountingLimiter):
+class Broken(CountingLimiter):
+    """Raises what it is told to, when a permit is asked for or when a pause is told."""
+
+    def __init__(self, in_wait=None, in_hold=None):
+        super().__init__()
+        self.in_wait, self.in_hold = in_wait, in_hold
+
+    async def wait(self, limit, key="", cost=1, timeout=None):
+        if self.in_wait is not None:
+            raise self.in_wait
+        return await super().wait(limit, key, cost, timeout)
+
     async def hold(self, limit, seconds, key=""):
-        raise RedisUnavailableError("h:1", "refused")
+        raise self.in_hold
 
 
-async def test_a_hold_that_cannot_be_shared_does_not_spoil_the_answer(server, http, caplog):
+FAILURES = [RedisUnavailableError("h:1", "refused"), TimeoutError("mine"), OSError("gone"), RuntimeError("a bug")]
+
+
+@pytest.mark.parametrize("error", FAILURES)
+async def test_a_hold_that_cannot_be_shared_does_not_spoil_the_answer(server, http, caplog, error):
     """The answer is there; that the others do not know of the pause is a warning."""
     server.steps = [answer(429, headers="Retry-After: 9\r\n")]
-    response = await http.without_retry().with_rate_limiter(Unreachable(), Limit()).get(server.url)
+    response = await http.without_retry().with_rate_limiter(Broken(in_hold=error), Limit()).get(server.url)
     assert (response.status, response.retry_after) == (429, 9.0)
     assert "http hold not shared" in caplog.text
+
+
+@pytest.mark.parametrize("error", FAILURES)
+async def test_without_a_permit_nothing_is_sent_whatever_the_limiter_raises(server, http, error):
+    """Its error is the call's, once; a TimeoutError of its own is not mistaken for the call's deadline."""
+    records = []
+    http.observe(records.append)
+    with pytest.raises(type(error)) as caught:
+        await http.with_rate_limiter(Broken(in_wait=error), Limit()).post(server.url, b"buy")
+    assert (caught.value, server.requests, http.stats().in_flight) == (error, [], 0)
+    assert [(record.outcome, record.error) for record in records] == [("limiter", type(error).__name__)]
 
 
 class OnePermit(CountingLimiter):

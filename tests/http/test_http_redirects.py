@@ -6,8 +6,8 @@ import pytest
 from multidict import CIMultiDict
 from scripted_server import CountingLimiter, Limit, answer, serving
 
-from aegis.errors import AmbiguousOutcomeError, RejectedError
-from aegis.http import Ok, Profile, Rejected, Request
+from aegis.errors import AmbiguousOutcomeError, RejectedError, UnauthorizedError
+from aegis.http import Ok, Profile, Reauth, Rejected, Request
 from aegis.http._url import redirected
 from aegis.http.redact import Redactor
 
@@ -93,6 +93,41 @@ async def test_every_occurrence_of_a_secret_header_stays(server, other, http):
     assert (left, b"tr_id: x" in other.requests[0]) == ([], True)
     assert b"Host: mine" in server.requests[0]
     assert b"Host: mine" not in other.requests[0]
+
+
+async def test_fresh_credentials_are_for_the_first_origin_only(server, other, http):
+    """A stranger that answers 401 gets none: not asked for, not sent, and that is the error."""
+    asked = []
+
+    async def renew(request, response):
+        asked.append(request.url)
+        return {"Authorization": "Bearer fresh", "X-Declared": "fresh"}
+
+    profile = Profile("p", lambda _, answered: Reauth() if answered.status == 401 else Ok(), frozenset({"X-Declared"}))
+    client = http.with_profile(profile).with_reauth(renew).with_redirects()
+    server.steps, other.steps = [move(302, f"{other.url}/steal")], [answer(401)] * 2
+    with pytest.raises(UnauthorizedError) as caught:
+        await client.get(server.url, headers=SECRETS)
+    assert (asked, caught.value.attempts, len(other.requests)) == ([], 2, 1)
+    server.steps, other.steps = [move(302, "/here"), answer(401), answer(200, b"in")], []
+    assert (await client.get(server.url, headers=SECRETS)).content == b"in"
+    assert asked == [f"{server.url}/here"]
+
+
+async def test_a_call_is_in_flight_where_it_is(server, other, http):
+    """Also a stream that was redirected: at the end no host has a call too many or too few."""
+    server.steps, other.steps = [move(302, other.url)], [answer(200, b"x" * 10_000_000)]
+    async with http.with_redirects().stream("GET", server.url):
+        flying = {host: one.in_flight for host, one in http.stats().upstreams.items()}
+    assert sorted(flying.values()) == [0, 1]
+    assert flying[other.url.removeprefix("http://")] == 1
+    assert [one.in_flight for one in http.stats().upstreams.values()] == [0, 0]
+
+
+def test_a_negative_number_of_redirects_is_refused(http):
+    """When the client is made, not when the first redirect comes."""
+    with pytest.raises(ValueError, match="hops_max=-1"):
+        http.with_redirects(-1)
 
 
 async def test_an_order_is_never_redirected(server, http):

@@ -8,7 +8,6 @@ whose text can hold a URL, hangs on them as context.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable
 from itertools import count
@@ -18,12 +17,13 @@ from aiohttp import ClientResponse
 from msgspec import structs
 from multidict import CIMultiDict
 
-from aegis.errors import AegisError, CircuitOpenError, ClosedError, HttpError, HttpTimeoutError, RejectedError
+from aegis.errors import AegisError, CircuitOpenError, HttpError, HttpTimeoutError, RejectedError
 from aegis.http._events import log_attempt, log_call, logger, tell
 from aegis.http._hedge import Race, may_hedge
-from aegis.http._outcome import Outcome, Stopped, by_status, by_verdict, failed, unreadable
+from aegis.http._outcome import Outcome, Stopped, by_status, by_verdict, ending_of, failed, unreadable
 from aegis.http._shared import Settings, Shared, Upstream
-from aegis.http._url import REDIRECTS, redirected
+from aegis.http._url import REDIRECTS, redirected, same_origin
+from aegis.http._watch import Limit
 from aegis.http._wire import Answer, Failure, begin, send
 from aegis.http.profile import Request, Response
 from aegis.http.records import Attempt, CallRecord
@@ -36,8 +36,8 @@ class Call:
     """One call in progress."""
 
     __slots__ = (
-        "deadline", "earlier", "history", "hops", "number", "renewed", "request", "rest", "sent_at", "settings",
-        "shared", "started", "streaming", "timeout_s", "upstream", "url",
+        "abroad", "deadline", "earlier", "history", "hops", "number", "renewed", "request", "rest", "sent_at",
+        "settings", "shared", "started", "streaming", "timeout_s", "upstream", "url",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +52,7 @@ class Call:
         self.url = settings.redactor.url(request.url)
         self.earlier: list[Request] = []  #: as it was before a renewal or a redirect; what it held stays secret
         self.hops = 0
+        self.abroad = False  #: a redirect led to another origin, which no credentials are for
         self.history: list[Attempt] = []
         self.renewed = False
         self.sent_at = 0.0
@@ -59,43 +60,41 @@ class Call:
 
     async def run(self) -> Response:
         """Attempt until there is an answer to return or an error to raise."""
-        tally = self.upstream.tally
-        tally.calls += 1
-        tally.in_flight += 1
+        self.upstream.tally.calls += 1
+        self.upstream.tally.in_flight += 1
         try:
             outcome, error = await self._attempts()
-        finally:
-            tally.in_flight -= 1
+        except BaseException as exc:
+            self.end(ending_of(exc), exc)
+            raise
         if error is not None:
             self.end(outcome.name, error)
             raise error
-        if self.rest is None:
+        if self.rest is None:  # else its reader ends the call
             self.end(outcome.name)
-        else:
-            tally.in_flight += 1  # until its reader is done with it
         assert outcome.response is not None
         return outcome.response
 
-    def end(self, outcome: str, error: AegisError | None = None) -> None:
-        """Count, log and tell how the call ended."""
-        if error is not None:
-            self.upstream.tally.failures += 1
+    def end(self, outcome: str, error: BaseException | None = None) -> None:
+        """Count, log and tell how the call ended, once for every call. A cancelled one is no failure."""
+        tally, is_failure = self.upstream.tally, isinstance(error, Exception)
+        tally.in_flight -= 1
+        if is_failure:
+            tally.failures += 1
         elif not self.shared.observers and not logger.isEnabledFor(logging.DEBUG):
             return
-        record = self._record(outcome, type(error).__name__ if error is not None else "")
-        detail = error.detail if isinstance(error, HttpError) else self.settings.redactor.text(str(error or ""))
-        log_call(logging.DEBUG if error is None else logging.ERROR, record, detail)
+        record = self._record(outcome, type(error).__name__ if is_failure else "")
+        log_call(logging.ERROR if is_failure else logging.DEBUG, record, self._words_of(error))
         for observe in self.shared.observers:
             tell(observe, record)
 
-    def end_stream(self, outcome: str, error: AegisError | None, received_bytes: int) -> None:
+    def end_stream(self, outcome: str, error: BaseException | None, received_bytes: int) -> None:
         """The reader of the rest is done with it, one way or the other."""
         rest, self.rest = self.rest, None
         assert rest is not None
         rest.release()
         last = self.history[-1]
         self.upstream.tally.body_bytes += received_bytes - last.body_bytes
-        self.upstream.tally.in_flight -= 1
         self.history[-1] = structs.replace(last, body_bytes=received_bytes, elapsed_s=monotonic() - self.sent_at)
         self.end(outcome, error)
 
@@ -105,7 +104,7 @@ class Call:
         assert outcome.error is not None
         return outcome.name, outcome.error
 
-    async def _attempts(self) -> tuple[Outcome, AegisError | None]:
+    async def _attempts(self) -> tuple[Outcome, Exception | None]:
         last: Outcome | None = None
         number = 0
         while True:
@@ -132,7 +131,7 @@ class Call:
                 return outcome, outcome.error
             self.upstream.tally.retries += 1
             self._log_attempt(logging.WARNING, "http retry", f"again in {delay_s:.3f} s")
-            await asyncio.sleep(delay_s)
+            await self.upstream.route.watch.sleep(delay_s)
 
     def _retry_in_s(self, outcome: Outcome, number: int) -> float | None:
         """When to try again; None when this outcome is the last. A delay beyond the deadline ends the call now."""
@@ -181,22 +180,22 @@ class Call:
         return outcome
 
     async def _permit(self) -> float | Stopped:
-        """Seconds waited for the permit. An error of the limiter (its refusal, its outage) stays as it is."""
+        """Seconds waited for the permit. An error of the limiter (a refusal, an outage, any) stays as it is."""
         settings, began = self.settings, monotonic()
-        error: AegisError | None = None
+        limit, error = self._within_deadline(), None
         if settings.limiter is not None:
             try:
-                async with asyncio.timeout(max(0.0, self.deadline - began)):
+                with limit:
                     await settings.limiter.wait(settings.limit, key=settings.limit_key, timeout=self.deadline - began)
-            except AegisError as exc:
+            except Exception as exc:
+                if self.upstream.route.watch.closed:
+                    raise
                 error = exc
-            except TimeoutError:
-                pass  # the limiter overslept: the deadline below says so
         waited_s = monotonic() - began
         self.upstream.tally.permit_wait_s += waited_s
-        if error is not None:
+        if error is not None and not limit.expired:
             return Stopped("limiter", error)
-        if monotonic() >= self.deadline:
+        if limit.expired or monotonic() >= self.deadline:
             reason = f"the total deadline of {self.timeout_s:.3f} s passed before an attempt began; nothing was sent"
             return Stopped("deadline", self._error(HttpTimeoutError, reason))
         return waited_s
@@ -208,8 +207,8 @@ class Call:
         race = self._race(number) if self.settings.hedge_after_s else None
         try:
             answer = await (self._exchange() if race is None else race.run())
-        except asyncio.CancelledError:
-            tally.outcomes["cancelled"] += 1 if race is None else race.sent
+        except BaseException as exc:
+            tally.outcomes[ending_of(exc)] += 1 if race is None else race.sent
             raise
         now = monotonic()
         if race is not None and race.sent == 2:
@@ -245,8 +244,6 @@ class Call:
         """The request and what comes back: from the wire, or from a cassette."""
         timeout_s = min(self.shared.config.attempt_timeout, self.deadline - monotonic())
         request, route, cassette = self.request, self.upstream.route, self.settings.cassette
-        if route.session.closed:
-            raise ClosedError("HttpClient")
         if cassette is not None:
             return cassette.exchange(request, self.settings.redactor, lambda: send(request, route, timeout_s))
         return begin(request, route, timeout_s) if self.streaming else send(request, route, timeout_s)
@@ -292,22 +289,28 @@ class Call:
         if isinstance(target, str):
             return self._error(RejectedError, f"{target} is not followed", response)
         self.hops += 1
+        self.abroad = self.abroad or not same_origin(self.request.url, target.url)
         self.earlier.append(self.request)
         self.request, self.url = target, self.settings.redactor.url(target.url)
+        self.upstream.tally.in_flight -= 1
         self.upstream = self.shared.upstream(target.url, self.settings)
+        self.upstream.tally.in_flight += 1
         return None
 
     async def _renew(self, outcome: Outcome) -> bool:
-        """Whether there are new credentials to try; asked for once per call, within the deadline."""
-        if self.settings.renewal is None or self.renewed:
+        """Whether there are new credentials to try; asked for once per call, within the deadline, and never abroad."""
+        if self.settings.renewal is None or self.renewed or self.abroad:
             return False
         assert outcome.response is not None
         self.renewed = True
+        limit = self._within_deadline()
         try:
-            async with asyncio.timeout(max(0.0, self.deadline - monotonic())):
+            with limit:
                 headers = await self.settings.renewal.headers(self.request, outcome.response, self.sent_at)
         except TimeoutError:
-            return False
+            if limit.expired:
+                return False
+            raise
         self.earlier.append(self.request)
         fresh = CIMultiDict(self.request.headers)
         fresh.update(headers)
@@ -320,11 +323,11 @@ class Call:
         if settings.limiter is None:
             return
         try:
-            async with asyncio.timeout(max(0.0, self.deadline - monotonic())):
+            with self._within_deadline():
                 await settings.limiter.hold(
                     settings.limit, min(seconds, settings.limit.hold_max), key=settings.limit_key
                 )
-        except (AegisError, TimeoutError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever a limiter raises
             self._log_attempt(logging.WARNING, "http hold not shared", type(exc).__name__)
 
     def _error(
@@ -341,6 +344,17 @@ class Call:
         safe = safe[:500]
         method, attempts = self.request.method, len(self.history)
         return kind(safe, method, self.url, attempts, response, tuple(self.history), code, retry_after)
+
+    def _within_deadline(self) -> Limit:
+        return self.upstream.route.watch.within(self.deadline - monotonic())
+
+    def _words_of(self, error: BaseException | None) -> str:
+        """What may be logged of an error: those of others hold who knows what, so only their names."""
+        if isinstance(error, HttpError):
+            return error.detail
+        if isinstance(error, AegisError):
+            return self.settings.redactor.text(str(error))
+        return type(error).__name__ if isinstance(error, Exception) else ""
 
     def _record(self, outcome: str, error: str = "") -> CallRecord:
         elapsed_s, method = monotonic() - self.started, self.request.method

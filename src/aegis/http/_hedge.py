@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from aegis.errors import AegisError
 from aegis.http._shared import Settings, Upstream
 from aegis.http._wire import Answer, Failure
 from aegis.http.profile import Request
@@ -72,9 +71,11 @@ class Race:
         if settings.limiter is not None:
             try:
                 await settings.limiter.wait(settings.limit, key=settings.limit_key, timeout=0.0)
-            except AegisError:
+            except BaseException as exc:
+                upstream.budget.refund(cost)  # nothing was sent
+                if not isinstance(exc, Exception):
+                    raise
                 upstream.tally.refusals["limiter"] += 1
-                upstream.budget.refund(cost)
                 return None
         self.sent = 2
         upstream.tally.attempts += 1

@@ -14,10 +14,10 @@ from typing import Protocol
 from msgspec import structs
 
 from aegis.errors import (
-    AegisError,
     AmbiguousOutcomeError,
     BodyDecodeError,
     BodyTooLargeError,
+    ClosedError,
     HttpConnectionError,
     HttpError,
     HttpTimeoutError,
@@ -60,7 +60,14 @@ class Stopped:
     """No attempt could be made, by the circuit, the limiter or the deadline; `error` is raised if it was the first."""
 
     by: str
-    error: AegisError
+    error: Exception
+
+
+def ending_of(exc: BaseException) -> str:
+    """The outcome of a call that ended by an exception which is none of the upstream's doing."""
+    if isinstance(exc, ClosedError):
+        return "closed"
+    return "raised" if isinstance(exc, Exception) else "cancelled"
 
 
 class MakeError(Protocol):
@@ -86,7 +93,8 @@ def failed(failure: Failure, error: MakeError, *, idempotent: bool) -> Outcome:
         return Outcome("invalid", error=error(RejectedError, failure.reason), failed=None)
     if failure.left and not idempotent:
         reason = f"{failure.reason}; the request had left, so whether it was executed is unknown"
-        return Outcome("ambiguous", error=error(AmbiguousOutcomeError, reason), failed=True, reset=failure.reset)
+        blame = None if failure.kind == "closed" else True
+        return Outcome("ambiguous", error=error(AmbiguousOutcomeError, reason), failed=blame, reset=failure.reset)
     kind = HttpTimeoutError if failure.kind == "timeout" else HttpConnectionError
     return Outcome(failure.kind, error=error(kind, failure.reason), retry=True, failed=True, reset=failure.reset)
 
@@ -116,9 +124,8 @@ def by_verdict(verdict: Verdict, response: Response, error: MakeError, *, idempo
     """With a profile it is what the upstream means that counts."""
     if isinstance(verdict, Ok | Empty):
         return Outcome("ok" if isinstance(verdict, Ok) else "empty", response)
-    after_s = response.retry_after
-    if isinstance(verdict, Throttled) and verdict.after_s is not None:
-        after_s = verdict.after_s
+    named = (response.retry_after, verdict.after_s if isinstance(verdict, Throttled) else None)
+    after_s = max((seconds for seconds in named if seconds is not None), default=None)
     message = verdict.message or f"status {response.status}"
 
     def end(kind: type[HttpError]) -> HttpError:

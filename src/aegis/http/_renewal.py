@@ -38,7 +38,10 @@ class Renewal:
         return await asyncio.shield(self._flight)
 
     async def _fly(self, request: Request, response: Response) -> Mapping[str, str]:
-        self._headers = await self._renew(request, response)
+        headers = await self._renew(request, response)
+        if not isinstance(headers, Mapping):
+            raise TypeError(f"what with_reauth() was given must return headers, not {type(headers).__name__}")
+        self._headers = headers
         self._ended_at = monotonic()
         return self._headers
 

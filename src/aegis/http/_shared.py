@@ -90,15 +90,15 @@ class Shared:
         )
 
     async def close(self) -> None:
-        """Close the pool, and end the renewals that are in progress."""
+        """End the calls and renewals that are in progress, then close the pool."""
+        if self._watch is not None:
+            self._watch.close()  # first: aiohttp forgets the readers of the bodies that it closes
         for flight in self.flights:
             flight.cancel()
         await asyncio.gather(*self.flights, return_exceptions=True)
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-        if self._watch is not None:
-            self._watch.close()
 
     def session(self) -> aiohttp.ClientSession:
         """The open pool."""

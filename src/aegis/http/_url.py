@@ -53,6 +53,11 @@ def query_of(params: Mapping[str, Any]) -> str:
     return urlencode(params, doseq=True)
 
 
+def same_origin(one: str, other: str) -> bool:
+    """Whether two URLs are of one scheme, host and port."""
+    return URL(one, encoded=True).origin() == URL(other, encoded=True).origin()
+
+
 def redirected(request: Request, status: int, location: str, redactor: Redactor) -> Request | str:
     """The request that a redirect asks for, or why it is not made."""
     try:

@@ -12,34 +12,51 @@ import asyncio
 from math import inf
 from types import TracebackType
 
+from aegis.errors import ClosedError
+
 
 class Watch:
-    """`with watch.within(seconds):` raises TimeoutError in the block after that time, as `asyncio.timeout` does."""
+    """
+    `with watch.within(seconds):` raises TimeoutError in the block after that time, as `asyncio.timeout` does.
+
+    Closing it ends every open block with ClosedError, so nobody waits for what the closed pool will never bring.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._open: set[_Limit] = set()
+        self._open: set[Limit] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = inf
+        self.closed = False
 
-    def within(self, seconds: float) -> _Limit:
+    def within(self, seconds: float) -> Limit:
         """The limit; its time begins now."""
-        return _Limit(self, self._loop.time() + seconds)
+        return Limit(self, self._loop.time() + seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, but not beyond the end of the client."""
+        with self.within(inf):
+            await asyncio.sleep(seconds)
 
     def close(self) -> None:
-        """Forget all limits; nothing expires any more."""
+        """End every open block with ClosedError, and let no other begin."""
+        self.closed = True
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._rings_at = None, inf
+        for limit in self._open:
+            limit.expire()
         self._open.clear()
 
-    def add(self, limit: _Limit) -> None:
+    def add(self, limit: Limit) -> None:
         """Watch a limit until it is removed."""
+        if self.closed:
+            raise ClosedError("HttpClient")
         self._open.add(limit)
         if limit.at < self._rings_at:
             self._arm(limit.at)
 
-    def remove(self, limit: _Limit) -> None:
+    def remove(self, limit: Limit) -> None:
         """Its block has been left."""
         self._open.discard(limit)
 
@@ -62,14 +79,14 @@ class Watch:
             self._arm(earliest)
 
 
-class _Limit:
+class Limit:
     """One block with a limit. Cancels its task, and turns that cancellation, and no other, into an error."""
 
-    __slots__ = ("_cancelling", "_expired", "_task", "_watch", "at")
+    __slots__ = ("_cancelling", "_task", "_watch", "at", "expired")
 
     def __init__(self, watch: Watch, at: float) -> None:
         self._watch, self.at = watch, at
-        self._expired = False
+        self.expired = False  #: it was this limit that ended the block, not something in it
 
     def __enter__(self) -> None:
         task = asyncio.current_task()
@@ -79,10 +96,10 @@ class _Limit:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._watch.remove(self)
-        if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise TimeoutError from exc
+        if self.expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise (ClosedError("HttpClient") if self._watch.closed else TimeoutError) from exc
 
     def expire(self) -> None:
         """The time is over."""
-        self._expired = True
+        self.expired = True
         self._task.cancel()

@@ -1,5 +1,7 @@
 """
-One request on the wire, and its answer or its failure as a record; nothing is raised but cancellation.
+One request on the wire, and its answer or its failure as a record; nothing is raised but what the caller did.
+
+That is: he cancelled it, closed the client, or gave a body that raised.
 
 aiohttp silently re-sends an idempotent request whose kept-alive connection was dropped. A client middleware (`_Wire`)
 stands inside that loop and turns the two errors it reacts to into one that it does not know, so a call of `send` is at
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import io
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +25,7 @@ from aiohttp.connector import Connection
 from multidict import CIMultiDict
 from yarl import URL
 
+from aegis.errors import ClosedError
 from aegis.http._watch import Watch
 from aegis.http.profile import Content, Request
 
@@ -39,7 +42,7 @@ class _LostError(Exception):
 
 
 #: What aiohttp raises, and what it lets through of the sockets and of requests that cannot be written.
-_DRIVER_ERRORS = (_LostError, aiohttp.ClientError, OSError, ValueError, TypeError)
+_DRIVER_ERRORS = (_LostError, ClosedError, aiohttp.ClientError, OSError, ValueError, TypeError)
 
 
 class _NotedRequest(ClientRequest):
@@ -55,10 +58,11 @@ class _NotedRequest(ClientRequest):
 class _Wire:
     """The middleware of one request: it is sent at most once, and `left` says whether it began to leave."""
 
-    __slots__ = ("_request",)
+    __slots__ = ("_request", "source_error")
 
     def __init__(self) -> None:
         self._request: ClientRequest | None = None
+        self.source_error: Exception | None = None  #: what the caller's own body raised; no fault of the upstream
 
     @property
     def left(self) -> bool:
@@ -75,6 +79,27 @@ class _Wire:
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as exc:
             raise _LostError(type(exc).__name__) from None
 
+    def payload(self, content: Content | None) -> Any:
+        """The body as aiohttp likes it: it warns of large bytes, and takes what a function gives in pieces."""
+        if content is None:
+            return None
+        if isinstance(content, bytes):
+            return io.BytesIO(content) if len(content) > _LARGE_BODY_BYTES else content
+        return self._pieces(content)
+
+    async def _pieces(self, content: Callable[[], Iterable[bytes] | AsyncIterable[bytes]]) -> AsyncIterator[bytes]:
+        try:
+            source = content()
+            if isinstance(source, AsyncIterable):
+                async for piece in source:
+                    yield _checked(piece)
+            else:
+                for piece in source:
+                    yield _checked(piece)
+        except Exception as exc:
+            self.source_error = exc
+            raise
+
 
 class Answer(msgspec.Struct, frozen=True):
     """An answer: complete, or with `rest` still on the wire, which whoever holds it must close."""
@@ -86,7 +111,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """No complete answer. `kind` is connect, lost, timeout, too_large, broken or invalid."""
+    """No complete answer. `kind` is connect, lost, timeout, closed, too_large, broken or invalid."""
 
     kind: str
     reason: str
@@ -136,7 +161,8 @@ async def send(request: Request, route: Route, timeout_s: float) -> Answer | Fai
                     return _too_large(route.body_bytes_max, status)
                 return Answer(status, CIMultiDict(response.headers), content)
     except _DRIVER_ERRORS as exc:
-        return _failure(exc, request, status, left=wire.left, timeout_s=timeout_s)
+        failure = _failure(exc, request, status, left=wire.left, timeout_s=timeout_s)
+    return _blamed(failure, wire, request)
 
 
 async def begin(request: Request, route: Route, timeout_s: float) -> Answer | Failure:
@@ -156,10 +182,11 @@ async def begin(request: Request, route: Route, timeout_s: float) -> Answer | Fa
             content = await _read(response, route.body_bytes_max, head)
             return _too_large(route.body_bytes_max, status) if content is None else Answer(status, headers, content)
     except _DRIVER_ERRORS as exc:
-        return _failure(exc, request, status, left=wire.left, timeout_s=timeout_s)
+        failure = _failure(exc, request, status, left=wire.left, timeout_s=timeout_s)
     finally:
         if response is not None and not kept:
             response.release()
+    return _blamed(failure, wire, request)
 
 
 async def next_chunk(rest: ClientResponse, route: Route, timeout_s: float) -> bytes | Failure:
@@ -177,7 +204,7 @@ def _asked(request: Request, route: Route, wire: _Wire) -> Any:
     return route.session.request(
         request.method,
         URL(request.url, encoded=True),
-        data=_payload(request.content),
+        data=wire.payload(request.content),
         headers=request.headers,
         allow_redirects=False,
         ssl=route.tls,
@@ -191,7 +218,9 @@ def _too_large(body_bytes_max: int, status: int) -> Failure:
 
 
 def _failure(exc: Exception, request: Request, status: int | None, *, left: bool, timeout_s: float) -> Failure:
-    """What an exception of the driver means."""
+    """What an exception of the driver means, or the end of the client."""
+    if isinstance(exc, ClosedError):
+        return Failure("closed", "the client was closed", status, left=left)
     if isinstance(exc, aiohttp.ConnectionTimeoutError):
         return Failure("connect", "no connection within HTTP_CONNECT_TIMEOUT", left=left)
     if isinstance(exc, TimeoutError):
@@ -210,19 +239,19 @@ def _failure(exc: Exception, request: Request, status: int | None, *, left: bool
     return Failure("lost", type(exc).__name__, status, left=left)
 
 
-def _payload(content: Content | None) -> Any:
-    """The body as aiohttp likes it: it warns of large bytes, and takes a file or an async iterator in pieces."""
-    if content is None:
-        return None
-    if isinstance(content, bytes):
-        return io.BytesIO(content) if len(content) > _LARGE_BODY_BYTES else content
-    source = content()
-    return source if isinstance(source, AsyncIterable) else _pieces(source)
+def _blamed(failure: Failure, wire: _Wire, request: Request) -> Failure:
+    """The failure, unless it is the caller's own doing: then that is raised, without the driver's words about it."""
+    if wire.source_error is not None:
+        raise wire.source_error
+    if failure.kind == "closed" and (request.idempotent or not failure.left):
+        raise ClosedError("HttpClient")
+    return failure
 
 
-async def _pieces(source: Iterable[bytes]) -> AsyncIterator[bytes]:
-    for piece in source:
-        yield piece
+def _checked(piece: object) -> bytes:
+    if isinstance(piece, bytes | bytearray | memoryview):
+        return bytes(piece)
+    raise TypeError(f"a body is made of bytes, not of {type(piece).__name__}")
 
 
 def _unsendable(request: Request) -> bool:

@@ -108,6 +108,8 @@ class HttpClient:
         Only requests that may be repeated are followed. Another origin gets no header and no query key of a secret
         name and no body; from https to http nothing is sent.
         """
+        if hops_max < 0:
+            raise ValueError(f"hops_max={hops_max} must not be negative")
         return self._derive(replace(self._settings, redirects_max=hops_max))
 
     def with_hedging(self, after_s: float) -> HttpClient:
@@ -247,6 +249,7 @@ class HttpClient:
         if content_type is not None:
             all_headers["Content-Type"] = content_type
         if headers:
+            _refuse_other_than_text(headers)
             all_headers.update(headers)
         repeatable = method in IDEMPOTENT_METHODS if idempotent is None else idempotent
         body = None if content is None else self._replayable(method, url, content)
@@ -254,6 +257,8 @@ class HttpClient:
 
     def _replayable(self, method: str, url: str, content: Body) -> Content:
         """The body in a form that every attempt can send."""
+        if not callable(content) and not hasattr(content, "__iter__") and not hasattr(content, "__aiter__"):
+            raise TypeError(f"a body is bytes, text, or gives pieces of bytes, not {type(content).__name__}")
         if isinstance(content, str):
             return content.encode()
         if isinstance(content, bytes | bytearray | memoryview):
@@ -320,3 +325,10 @@ class HttpClient:
             raise ValueError(
                 f"after_s={after_s}, but RetryPolicy.attempts={attempts}: a second request could never be made"
             )
+
+
+def _refuse_other_than_text(headers: Mapping[str, str]) -> None:
+    pairs: Iterable[tuple[object, object]] = headers.items()
+    for name, value in pairs:
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"a header is text, but {name!r} is {type(value).__name__}")

@@ -15,6 +15,7 @@ from multidict import CIMultiDict
 
 from aegis.errors import ClosedError, HttpError
 from aegis.http._call import Call
+from aegis.http._outcome import ending_of
 from aegis.http._wire import Failure, next_chunk
 from aegis.http.profile import Response
 
@@ -90,7 +91,11 @@ class StreamedResponse:
         left_s = call.deadline - monotonic()
         if left_s <= 0:
             raise self._broken(Failure("timeout", f"the body did not end within {call.timeout_s:.3f} s", self.status))
-        piece = await next_chunk(call.rest, call.upstream.route, min(left_s, call.shared.config.attempt_timeout))
+        try:
+            piece = await next_chunk(call.rest, call.upstream.route, min(left_s, call.shared.config.attempt_timeout))
+        except BaseException as exc:
+            self._end(ending_of(exc), exc)
+            raise
         if isinstance(piece, Failure):
             raise self._broken(piece)
         return piece
@@ -100,6 +105,6 @@ class StreamedResponse:
         self._end(outcome, error)
         return error
 
-    def _end(self, outcome: str, error: HttpError | None = None) -> None:
+    def _end(self, outcome: str, error: BaseException | None = None) -> None:
         if self._call.rest is not None:
             self._call.end_stream(outcome, error, self.received_bytes)
