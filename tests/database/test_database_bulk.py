@@ -186,6 +186,18 @@ async def test_names_are_quoted(db, size):
         await db.upsert("a.b.c", rows, ["Order"])
 
 
+@SIZES
+async def test_no_name_of_ours_gets_in_the_way(db, size):
+    """Tables called like the parts of our statements, and columns like theirs: the rows are in the caller's table."""
+    columns = "id int primary key, aegis_row int, aegis_row_0 int, is_new int, t int, f int"
+    rows = [{"id": n, "aegis_row": 1, "aegis_row_0": -n, "is_new": 3, "t": 4, "f": 5} for n in range(size + 2)]
+    for table in ("folded", "changed", "batch", "excluded"):
+        await db.execute(f"create table {table} ({columns})")
+        assert await db.upsert(table, [*rows, rows[0]], "id") == UpsertResult(size + 2, 0, 0)
+        assert await db.upsert(table, [*rows[:-1], rows[-1] | {"t": 0}], "id") == UpsertResult(0, 1, size + 1)
+        assert await db.fetch_value(f"select count(*) from {table}") == size + 2
+
+
 async def test_values_of_every_kind_are_compared_as_they_are(db):
     """json, points, arrays, numbers with another scale: a difference is an update, none is not."""
     await db.execute(
@@ -204,12 +216,12 @@ async def test_values_of_every_kind_are_compared_as_they_are(db):
 @SIZES
 async def test_a_partitioned_table_counts_as_exactly(db, size):
     """A table in parts shows no xmax; the counts are right all the same."""
-    await db.execute("create table t (id int primary key, v int) partition by range (id)")
+    await db.execute("create table t (id int primary key, old int) partition by range (id)")
     await db.execute("create table t1 partition of t for values from (0) to (100)")
     await db.execute("create table t2 partition of t for values from (100) to (10000)")
-    rows = [{"id": n, "v": n} for n in range(50 + size)]
+    rows = [{"id": n, "old": n} for n in range(50 + size)]
     assert await db.upsert("t", rows, ["id"]) == UpsertResult(50 + size, 0, 0)
-    changed = [{"id": n, "v": n + (n % 2)} for n in range(10, 60 + size)]
+    changed = [{"id": n, "old": n + (n % 2)} for n in range(10, 60 + size)]
     assert await db.upsert("t", changed, ["id"]) == UpsertResult(10, (40 + size) // 2, 40 + size - (40 + size) // 2)
 
 

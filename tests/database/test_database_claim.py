@@ -38,6 +38,14 @@ async def test_rows_come_in_order_typed_and_are_gone_afterwards(db):
         assert claim.rows == []
 
 
+async def test_columns_may_have_any_name(db):
+    """Also the words of the claiming statement."""
+    await db.execute("create table t (t int, place int, part int, rank int, picked int)")
+    await db.execute("insert into t values (1, 2, 3, 4, 5), (6, 1, 8, 9, 10)")
+    async with db.claim("t", 2, order_by="place") as claim:
+        assert [tuple(row) for row in claim.rows] == [(6, 1, 8, 9, 10), (1, 2, 3, 4, 5)]
+
+
 async def test_a_failed_block_frees_its_rows_and_undoes_its_work(db):
     """What was written in the claim's transaction goes with it."""
     await jobs(db, 2)

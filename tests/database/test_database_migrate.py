@@ -11,7 +11,7 @@ import pytest
 
 from aegis.config import DatabaseConfig
 from aegis.database import MIGRATIONS, Database
-from aegis.database.migrate import statements
+from aegis.database._sql import statements
 from aegis.errors import MigrationError
 
 
@@ -86,6 +86,30 @@ async def test_edited_late_and_failing_files_are_refused(db, tmp_path):
     assert await db.migrate(tmp_path) == ["0003_b.sql", "0004_c.sql"]
 
 
+async def test_a_file_may_hold_no_statement(db, tmp_path):
+    """Empty, a note, a lone semicolon, a byte order mark: applied like any other; the same texts run as queries."""
+    for number, text in enumerate(("", "-- note", ";", "/* /* why */ */ ;")):
+        write(tmp_path, **{f"n000{number}_a": text, f"n001{number}_b": f"-- no-transaction\n{text}"})
+        assert await db.execute(text) == ""
+    (tmp_path / "0020_c.sql").write_bytes(b"\xef\xbb\xbfcreate table a ()")
+    assert len(await db.migrate(tmp_path)) == 9
+    assert db.stats().closed_dirty == 0
+
+
+@pytest.mark.parametrize("word", ["commit", "begin", "start transaction", "rollback", "end", "abort and chain"])
+async def test_a_file_that_ends_its_transaction_is_refused(db, tmp_path, word):
+    """By name and line, before anything runs: when the rest fails, the first half would stay without its entry."""
+    harmless = "-- commit;\nsavepoint a; rollback to a; select case when true then 'begin;' end;"
+    body = "create function f() returns int begin atomic select 1; end;"
+    write(tmp_path, n0001_a="select 1", n0002_b=f"{harmless}\n{body}\n/* x */ {word}; select 1/0")
+    with pytest.raises(MigrationError, match=rf"0002_b\.sql: line 4 says `{word[:17].removesuffix(' and chain')}`"):
+        await db.migrate(tmp_path)
+    problems = [m.problem[:6] for m in await db.migration_status(tmp_path)]
+    assert problems == ["", "line 4"]
+    write(tmp_path, n0002_b=harmless + body)
+    assert await db.migrate(tmp_path) == ["0001_a.sql", "0002_b.sql"]
+
+
 async def test_a_checksum_survives_another_kind_of_newline(db, tmp_path):
     """A checkout on Windows has other bytes and the same migration."""
     (tmp_path / "0001_a.sql").write_bytes(b"create table a ();\nselect 1;\n")
@@ -123,6 +147,9 @@ async def test_without_a_transaction_statements_run_one_by_one(db, tmp_path):
         await db.migrate(tmp_path)
     assert [row["x"] for row in await db.fetch("select x from a")] == [1]
     assert [m.applied for m in await db.migration_status(tmp_path)] == [True, True, False]
+    write(tmp_path, n0003_c="-- no-transaction\nbegin; insert into a values (2)")
+    with pytest.raises(MigrationError, match=r"0003_c\.sql: leaves a transaction open"):
+        await db.migrate(tmp_path)
     write(tmp_path, n0003_c="-- no-transaction\ninsert into a values (3)")
     assert await db.migrate(tmp_path) == ["0003_c.sql"]
     assert await db.fetch_value("show statement_timeout") == "30s"  # the borrowed connection was reset
@@ -134,7 +161,7 @@ def test_statements_end_at_semicolons_outside_of_text():
     select ';', "a;b", $$;$$, $x$ ; $$ ; $x$, e'\\';' /* ; */;
     ; -- nothing
     select 2"""
-    first, second = statements(sql)
+    first, second = (statement.sql for statement in statements(sql))
     assert first.startswith("-- no-transaction; really")
     assert first.endswith("/* ; */")
     assert second.endswith("select 2")

@@ -62,6 +62,9 @@ async def test_a_pooled_query_is_exactly_one_statement(talkative):
         ("select pg_advisory_lock(7)", "select exists (select from pg_locks where locktype = 'advisory')"),
         ("create temp table scratch (x int)", "select to_regclass('pg_temp.scratch') is not null"),
         ("do $$ begin set work_mem = '1MB'; end $$", "select current_setting('work_mem') = '1MB'"),
+        ("create or replace temp view peek as select 1", "select to_regclass('pg_temp.peek') is not null"),
+        ("create table pg_temp.scratch (x int)", "select to_regclass('pg_temp.scratch') is not null"),
+        ("/* /* */ ' */ set work_mem = '1MB' -- '", "select current_setting('work_mem') = '1MB'"),
         ("prepare p as select 1", "select exists (select from pg_prepared_statements where name = 'p')"),
     ],
 )
@@ -125,6 +128,16 @@ async def test_reset_always_is_for_what_the_text_cannot_show(talkative):
         ("select * into temp x from y", Trace.RESET),
         ("with a as (select pg_try_advisory_lock (1)) select 1", Trace.RESET),
         ("SELECT pg_catalog.set_config('a', 'b', false)", Trace.RESET),
+        ("select pg_catalog.\"set_config\"('a', 'b', false)", Trace.RESET),
+        ('select "pg_advisory_lock"(1)', Trace.RESET),
+        ('select U&"pg_advisory\\005flock"(1)', Trace.RESET),
+        ("create local temporary table x (a int)", Trace.RESET),
+        ("select * into global temp x from y", Trace.RESET),
+        ("select 1 /* /* */ ; set x = 1 */", Trace.NONE),
+        ("select 1 -- x\r; set x = 1", Trace.RESET),
+        ("select 1 a$b$; set x = 1 --$b$", Trace.RESET),
+        ("select $a$ $A$ $a$; set x = 1; select $a$ $a$", Trace.RESET),
+        ("select '\\'; set x = 1 --'", Trace.RESET),  # a server may read the backslash as an escape
         ("deallocate all", Trace.CLOSE),
         ("prepare transaction 'x'", Trace.NONE),
         ("discard all", Trace.CLOSE),
@@ -133,6 +146,17 @@ async def test_reset_always_is_for_what_the_text_cannot_show(talkative):
 def test_the_text_of_a_statement_tells_what_it_leaves_behind(sql, trace):
     """Quoted text and comments are not mistaken for statements, nor the other way round."""
     assert trace_of(sql) is trace
+
+
+@pytest.mark.parametrize("sql", [None, b"select 1", ["select 1"]])
+async def test_what_is_no_text_costs_no_connection(talkative, sql):
+    """Refused by its type before a connection is asked for, from each way in; the only one is free afterwards."""
+    async with Database(config_of(talkative, acquire_timeout=5)) as db:
+        for call in (db.fetch(sql), db.execute(sql), db.copy_out(sql, to=print), anext(aiter(db.iterate(sql)))):
+            with pytest.raises(TypeError, match="SQL is text, not"):
+                await call
+        assert db.stats().active == 0
+        assert await db.fetch_value("select 1") == 1
 
 
 async def test_an_unfinished_transaction_names_its_borrower(talkative, caplog):

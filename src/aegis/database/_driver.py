@@ -16,6 +16,7 @@ import asyncpg
 
 from aegis.config import DatabaseConfig, PostgresUrl, parse_postgres_url
 from aegis.database._hosts import Hosts, Place
+from aegis.database._sql import statements
 from aegis.errors import AegisError, DatabaseLostError, DatabaseUnavailableError, QueryError
 
 Conn = Any  # asyncpg ships no types; its connection stays inside this room
@@ -67,6 +68,15 @@ class _Session(asyncpg.Connection):  # type: ignore[misc] # asyncpg ships no typ
 
     def get_reset_query(self) -> str:
         return _RESET
+
+    async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
+        """The server's tag. A text without any statement has none, which asyncpg does not expect."""
+        try:
+            return await super().execute(query, *args, timeout=timeout)
+        except AttributeError:
+            if any(statements(query)):
+                raise
+            return ""
 
 
 class AsyncpgDriver:

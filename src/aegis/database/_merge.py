@@ -7,11 +7,12 @@ writers of the same rows then wait for each other, and never in a circle.
 
 from __future__ import annotations
 
-from aegis.database._table import Nulls, Target, listed, quoted
+from itertools import count
+
+from aegis.database._table import Name, Nulls, Target, listed, quoted
 
 _OLD_AND_NEW = 180_000  # the version from which RETURNING tells old rows from new ones
 _COUNTS = "count(*) filter (where is_new), count(*) filter (where not is_new)"
-ORDER = "aegis_row"  # the column with the number of a row in its batch; of duplicates the greatest wins
 
 
 class Merge:
@@ -19,6 +20,8 @@ class Merge:
 
     def __init__(self, target: Target) -> None:
         self._target, self._names = target, listed(target.names)
+        #: The column with the number of a row in its batch; of duplicates the greatest wins.
+        self.order = next(name for at in count() if (name := f"aegis_row_{at}") not in target.names)
         self._rest = [name for name in target.names if name not in target.key]
         # Byte order is the same for every writer, and quicker than a language's.
         keyed = [column for column in target.columns if column.name in target.key]
@@ -45,18 +48,18 @@ class Merge:
         """Keep other writers out until the transaction ends."""
         return f"lock table {self._target.name} in share row exclusive mode"
 
-    def batch(self, batch: str) -> str:
+    def batch(self, batch: Name) -> str:
         """An empty temporary table of the written columns' own types."""
         return (
             f"create temp table {batch} on commit drop as "  # noqa: S608
-            f"select {self._names}, 0::bigint as {ORDER} from {self._target.name} with no data"
+            f"select {self._names}, 0::bigint as {self.order} from {self._target.name} with no data"
         )
 
-    def fold(self, batch: str, folded: str) -> str:
+    def fold(self, batch: Name, folded: Name) -> str:
         """A temporary table of the distinct keys; the server's answer counts them."""
-        return f"create temp table {folded} on commit drop as {self._folding(batch)}"
+        return f"create temp table {folded} on commit drop as {self._folding(str(batch))}"
 
-    def insert(self, folded: str, *, wary: bool) -> str:
+    def insert(self, folded: Name, *, wary: bool) -> str:
         """What is new. Twice as quick when not `wary`, and then refused (23505) when another writer came first."""
         return (
             f"insert into {self._target.name} ({self._names}) select {self._names} from {folded} as f "  # noqa: S608
@@ -64,7 +67,7 @@ class Merge:
             f"{self._or_nothing if wary else ''}"
         )
 
-    def update(self, folded: str) -> str:
+    def update(self, folded: Name) -> str:
         """What is there and differs; returns how many had gone meanwhile and are new again, and how many were there."""
         differs = f"{self._image('t.')} *<> {self._image('f.')}"
         changed = f"exists ({self._there(f'{self._same_key} and {differs}')})"
@@ -86,7 +89,7 @@ class Merge:
             f"where not exists ({self._there(same_row)}) "
             f"order by exists ({self._there(self._same_key)}), {self._by_key} {self._or_update}"
         )
-        source = f"unnest({arrays}) with ordinality as batch ({self._names}, {ORDER})"
+        source = f"unnest({arrays}) with ordinality as batch ({self._names}, {self.order})"
         return (
             f"with folded as materialized ({self._folding(source)}), {self._changed(insert)} "  # noqa: S608
             f"select (select count(*) from folded), {_COUNTS} from changed"
@@ -96,12 +99,12 @@ class Merge:
         """One row per key, the last of its batch. Rows with a NULL in their key stay apart where the index says so."""
         apart = self._by_key
         if self._target.nulls is Nulls.APART:
-            apart += f", case when {self._without_key} then {ORDER} end"
-        return f"select distinct on ({apart}) {self._names} from {source} order by {apart}, {ORDER} desc"  # noqa: S608
+            apart += f", case when {self._without_key} then {self.order} end"
+        return f"select distinct on ({apart}) {self._names} from {source} order by {apart}, {self.order} desc"  # noqa: S608
 
     def _changed(self, insert: str) -> str:
         # `xmax = 0` marks a row version that is new. Behind a lock, what was there is still there.
-        is_new = "false" if self.needs_lock else "old is null" if self._target.is_partitioned else "xmax = 0"
+        is_new = "false" if self.needs_lock else "old.ctid is null" if self._target.is_partitioned else "xmax = 0"
         return f"changed as ({insert} returning {is_new} as is_new)"
 
     def _there(self, condition: str) -> str:

@@ -11,18 +11,18 @@ from __future__ import annotations
 import re
 from enum import IntEnum
 
+from aegis.database._sql import without_text
+
 _MEMO_MAX, _MEMO_SQL_MAX = 2048, 8192  # distinct statements remembered, and characters of the longest of them
-_NOISE = re.compile(
-    r"--[^\n]*|/\*.*?\*/|\be'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\$(\w*)\$.*?\$\1\$",
-    re.DOTALL | re.IGNORECASE,
-)
 _CLOSES = re.compile(r"(?:^|;)\s*(?:prepare|deallocate|discard)\b(?!\s+transaction)", re.IGNORECASE)
 _RESETS = re.compile(
-    r"(?:^|;)\s*(?:set\s+(?!local\b|transaction\b|constraints\b)|(?:reset|listen|unlisten|load|do|call|declare)\b"
-    r"|create\s+(?:local\s+|global\s+)?temp(?:orary)?\b)"
-    r"|\bset_config\s*\(|\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|\binto\s+(?:local\s+)?temp(?:orary)?\b",
+    r"(?:^|;)\s*(?:set\s+(?!local\b|transaction\b|constraints\b)|(?:reset|listen|unlisten|load|do|call|declare)\b)"
+    r"|\b(?:create\s+(?:or\s+replace\s+)?|into\s+)(?:(?:local|global)\s+)?temp(?:orary)?\b|\bpg_temp"
+    r"|\bset_config\s*\(|\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(",
     re.IGNORECASE,
 )
+#: Where text ends depends on settings (`\'`), and names may be spelled in numbers (`U&"..."`): not read, but reset.
+_UNREADABLE = re.compile(r"\\'|\bu&\"", re.IGNORECASE)
 
 
 class Trace(IntEnum):
@@ -38,18 +38,19 @@ _memo: dict[str, Trace] = {}
 
 def trace_of(sql: str) -> Trace:
     """What `sql` may leave behind. May err towards RESET (that costs one round trip), not towards NONE."""
+    if not isinstance(sql, str):
+        raise TypeError(f"SQL is text, not {type(sql).__name__}")
     known = _memo.get(sql)
     if known is not None:
         return known
     bare = without_text(sql)
-    trace = Trace.CLOSE if _CLOSES.search(bare) else Trace.RESET if _RESETS.search(bare) else Trace.NONE
+    trace = Trace.NONE
+    if _CLOSES.search(bare):
+        trace = Trace.CLOSE
+    elif _RESETS.search(bare) or _UNREADABLE.search(sql):
+        trace = Trace.RESET
     if len(sql) <= _MEMO_SQL_MAX:
         if len(_memo) >= _MEMO_MAX:
             _memo.clear()
         _memo[sql] = trace
     return trace
-
-
-def without_text(sql: str) -> str:
-    """`sql`, as long as before: comments are blanks, quoted text is a name, so `set_config('a', ...)` stays a call."""
-    return _NOISE.sub(lambda found: (" " if found[0].startswith(("--", "/*")) else "x") * len(found[0]), sql)

@@ -14,7 +14,7 @@ _UNDEFINED_TABLE = "42P01"
 #: One row per column. `-1` keeps the type's modifier out: a cast to varchar(3) cuts silently, an assignment refuses.
 #: to_jsonb: the column indnullsnotdistinct exists since PostgreSQL 15.
 _DESCRIBE = """
-select a.attname as name, format_type(a.atttypid, -1) as type, t.typcategory = 'A' as is_array,
+select n.nspname as schema, a.attname as name, format_type(a.atttypid, -1) as type, t.typcategory = 'A' as is_array,
        a.attgenerated <> '' or a.attidentity = 'a' as is_computed,
        exists (select from pg_collation l where l.oid = a.attcollation and l.collisdeterministic) as is_text,
        c.relkind = 'p' as is_partitioned, current_setting('server_version_num')::int as server,
@@ -25,7 +25,8 @@ select a.attname as name, format_type(a.atttypid, -1) as type, t.typcategory = '
                and (select array_agg(k.attname::text order by k.attname) from pg_attribute k
                     where k.attrelid = c.oid and k.attnum = any((i.indkey::int2[])[0:i.indnkeyatts - 1])) = $2
        ) as nulls_match
-from pg_class c join pg_attribute a on a.attrelid = c.oid join pg_type t on t.oid = a.atttypid
+from pg_class c join pg_namespace n on n.oid = c.relnamespace
+join pg_attribute a on a.attrelid = c.oid join pg_type t on t.oid = a.atttypid
 where c.oid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
 """
 
@@ -82,7 +83,7 @@ class Column:
 class Target:
     """The written columns of a table, in the order of the rows."""
 
-    name: Name
+    name: Name  #: with its schema, so that no temporary table and no WITH query can stand before it
     columns: tuple[Column, ...]
     picks: tuple[int, ...] | None  #: positions in a row that are written; None: all of them
     key: tuple[str, ...]
@@ -126,7 +127,7 @@ async def describe(conn: Conn, table: str, names: Sequence[str], key: Sequence[s
     if all(rows[column]["is_filled"] for column in key):
         nulls = Nulls.NONE
     return Target(
-        name=name,
+        name=Name(any_row["schema"], name.table),
         columns=tuple(Column(c, rows[c]["type"], rows[c]["is_array"], rows[c]["is_text"]) for c in written),
         picks=tuple(names.index(column) for column in written) if computed else None,
         key=tuple(key),

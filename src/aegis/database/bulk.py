@@ -19,8 +19,8 @@ from itertools import count
 from aegis.backoff import Backoff
 from aegis.database._driver import Conn, in_sync, milliseconds, sqlstate_of
 from aegis.database._feed import Feed, Row
-from aegis.database._merge import ORDER, Merge
-from aegis.database._table import Target
+from aegis.database._merge import Merge
+from aegis.database._table import Name, Target
 from aegis.errors import QueryError
 
 FEW = 200  # rows that travel as arrays: one round trip; a temporary table takes five, and leaves dead catalog rows
@@ -44,7 +44,7 @@ class UpsertResult:
 async def copy_in(conn: Conn, target: Target, feed: Feed, timeout: float) -> int:
     """COPY every row of `feed` into the table, inside the caller's transaction; returns how many."""
     await conn.execute(f"set local statement_timeout = {milliseconds(timeout)}")
-    await _copy(conn, target, feed, timeout)
+    await _copy(conn, target, feed, timeout, into=target.name)
     await conn.execute(f"set local statement_timeout = '{target.statement_timeout}'")
     return feed.count
 
@@ -72,13 +72,14 @@ async def upsert_few(conn: Conn, target: Target, rows: Sequence[Row]) -> UpsertR
 
 async def upsert_many(conn: Conn, target: Target, feed: Feed, timeout: float) -> UpsertResult:
     """Through temporary tables, inside the caller's transaction; `timeout` bounds each statement."""
-    merge, batch, folded = Merge(target), f"aegis_batch_{next(_serial)}", f"aegis_folded_{next(_serial)}"
+    merge, number = Merge(target), next(_serial)
+    batch, folded = Name("pg_temp", f"aegis_batch_{number}"), Name("pg_temp", f"aegis_folded_{number}")
     bound_s = timeout + _SLACK_S
     await conn.execute(
         f"set local statement_timeout = {milliseconds(timeout)}; set local work_mem = '{_WORK_MEM}'; "
         + merge.batch(batch)
     )
-    await _copy(conn, target, feed, timeout, batch=batch)
+    await _copy(conn, target, feed, timeout, into=batch, order=merge.order)
     total = _counted(await conn.execute(merge.fold(batch, folded), timeout=bound_s))
     if merge.needs_lock:
         await conn.execute(merge.lock, timeout=bound_s)
@@ -90,7 +91,7 @@ async def upsert_many(conn: Conn, target: Target, feed: Feed, timeout: float) ->
     return UpsertResult(inserted, updated, total - inserted - updated)
 
 
-async def _merged(conn: Conn, merge: Merge, folded: str, total: int, bound_s: float) -> tuple[int, int]:
+async def _merged(conn: Conn, merge: Merge, folded: Name, total: int, bound_s: float) -> tuple[int, int]:
     """
     Inserted and updated; all of it again when another writer came first or a deadlock chose us.
 
@@ -116,18 +117,17 @@ async def _merged(conn: Conn, merge: Merge, folded: str, total: int, bound_s: fl
         attempt += 1
 
 
-async def _copy(conn: Conn, target: Target, feed: Feed, timeout: float, batch: str = "") -> None:
-    """Into the table, or numbered into the temporary table `batch`."""
-    rows, names, picks = feed.rows(numbered=bool(batch)), target.names, target.picks
-    if batch:
-        names = (*names, ORDER)
+async def _copy(conn: Conn, target: Target, feed: Feed, timeout: float, *, into: Name, order: str = "") -> None:
+    """Into a table with the target's columns; with `order`, the row's number goes into the column of that name."""
+    rows, names, picks = feed.rows(numbered=bool(order)), target.names, target.picks
+    if order:
+        names = (*names, order)
         picks = None if picks is None else (*picks, len(feed.columns))
     if picks is not None:
         rows = (tuple(row[at] for at in picks) async for row in rows)
-    table, schema = (batch, None) if batch else (target.name.table, target.name.schema)
     try:
         await conn.copy_records_to_table(
-            table, schema_name=schema, records=rows, columns=names, timeout=timeout + _SLACK_S
+            into.table, schema_name=into.schema, records=rows, columns=names, timeout=timeout + _SLACK_S
         )
     except Exception as exc:
         if feed.failure is not None:  # the driver takes a TimeoutError of the caller's for its own

@@ -36,9 +36,10 @@ def claiming(table: str, where: str, order_by: Sequence[str], limit_at: int, *, 
     lock = f"{condition} {order} limit ${limit_at} for update skip locked"
     if keep:
         return f"select * from {name} {lock}"  # noqa: S608 - the name is quoted, the condition is the caller's SQL
-    return (
-        f"with picked as materialized (select ctid as place, tableoid as part from {name} {lock}), "  # noqa: S608 - as above
-        "ranked as materialized (select place, part, row_number() over () as rank from picked), "
-        f"gone as (delete from {name} as t using ranked where t.ctid = place and t.tableoid = part returning t, rank) "
-        "select (t).* from gone order by rank"
+    return (  # names with `aegis_`, for the table's own columns stand beside them
+        f"with picked as materialized (select ctid as aegis_place, tableoid as aegis_part from {name} {lock}), "  # noqa: S608 - as above
+        "ranked as materialized (select *, row_number() over () as aegis_rank from picked), "
+        f"gone as (delete from {name} as aegis_row using ranked where aegis_row.ctid = aegis_place "
+        "and aegis_row.tableoid = aegis_part returning aegis_row, aegis_rank) "
+        "select (aegis_row).* from gone order by aegis_rank"
     )

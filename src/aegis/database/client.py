@@ -85,10 +85,10 @@ class Database(Queries):
                 await self._replica._pool.close()  # noqa: SLF001 - our own class
 
     async def _call(self, method: str, sql: str, args: Sequence[Any]) -> Any:
-        pool = self._pool
+        pool, trace = self._pool, trace_of(sql)
         lease = pool.take() or await pool.acquire()
-        lease.trace = trace_of(sql)
         try:
+            lease.trace = trace
             result = await getattr(lease.conn, method)(sql, *args)
             pool.confirmed(lease)
             return result
@@ -104,16 +104,17 @@ class Database(Queries):
     async def _lease(self) -> AsyncIterator[Lease]:
         """A connection for a block, with the whole stack of the borrower for a leak report."""
         lease = self._pool.take() or await self._pool.acquire()
-        lease.site = stack()
         try:
+            lease.site = stack()
             yield lease
         finally:
             self._pool.release(lease)
 
     @asynccontextmanager
     async def _conn(self, sql: str = "") -> AsyncIterator[Conn]:
+        trace = trace_of(sql)
         async with self._lease() as lease:
-            lease.trace = trace_of(sql)
+            lease.trace = trace
             with self._pool.errors_of(lease):
                 yield lease.conn
                 self._pool.confirmed(lease)

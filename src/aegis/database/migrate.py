@@ -13,13 +13,14 @@ import asyncio
 import datetime as dt
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from aegis.database._driver import Conn, ours
-from aegis.database._session import without_text
+from aegis.database._sql import statements
 from aegis.errors import DatabaseError, MigrationError
 
 #: The migrations that come with aegis.
@@ -77,7 +78,7 @@ def _read(path: str | Path) -> list[_File]:
         if files and files[-1].name[:4] == file.name[:4]:
             raise MigrationError(file.name, f"has the same number as {files[-1].name}")
         try:
-            sql = file.read_text("utf-8")  # any newline becomes \n, so the checksum survives a checkout on Windows
+            sql = file.read_text("utf-8-sig")  # any newline is \n and a BOM none: checksums survive Windows
         except (OSError, UnicodeDecodeError) as exc:
             raise MigrationError(file.name, f"cannot be read: {exc}") from exc
         files.append(_File(file.name, sql, hashlib.sha256(sql.encode()).hexdigest()))
@@ -98,11 +99,20 @@ def _problem(file: _File, applied: dict[str, _Entry]) -> str:
         return "was edited after it was applied; restore it and add a new file"
     if known is None and file.name < newest:
         return f"comes before {newest}, which is applied; give it a higher number"
+    return _transaction_problem(file) if known is None and not file.alone else ""
+
+
+def _transaction_problem(file: _File) -> str:
+    """A file that commits by itself would stay half done when its rest fails."""
+    for statement in statements(file.sql):
+        if statement.control:
+            remedy = "take that out, or let the file begin with the line `-- no-transaction`"
+            return f"line {statement.line} says `{statement.control}`, but each file runs in one transaction; {remedy}"
     return ""
 
 
 def _pending(files: list[_File], applied: dict[str, _Entry]) -> list[_File]:
-    """What is left to apply; refuses a file that was edited after it was applied, or that comes too late."""
+    """What is left to apply; refuses what was edited after it was applied, comes too late, or commits by itself."""
     for file in files:
         if problem := _problem(file, applied):
             raise MigrationError(file.name, problem)
@@ -144,12 +154,11 @@ async def migrate(conn: Conn, path: str | Path, lock_timeout_s: float, on_file: 
 
 async def _lock(conn: Conn, path: str | Path, timeout_s: float) -> None:
     """Asked again and again, not waited for in the server: CREATE INDEX CONCURRENTLY waits for whoever waits there."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            while not await conn.fetchval("select pg_try_advisory_lock($1)", _LOCK):  # noqa: ASYNC110 - the event is in another process
-                await asyncio.sleep(_POLL_S)
-    except TimeoutError as exc:
-        raise MigrationError(str(path), f"another process migrates for more than {timeout_s:g} s") from exc
+    deadline = time.monotonic() + timeout_s
+    while not await conn.fetchval("select pg_try_advisory_lock($1)", _LOCK):
+        if (left_s := deadline - time.monotonic()) <= 0:
+            raise MigrationError(str(path), f"another process migrates for more than {timeout_s:g} s")
+        await asyncio.sleep(min(_POLL_S, left_s))
 
 
 async def _apply(conn: Conn, file: _File) -> None:
@@ -176,18 +185,11 @@ async def _apply_alone(conn: Conn, file: _File) -> None:
     await conn.execute("set statement_timeout = 0; set lock_timeout = 0")  # the connection is reset afterwards
     for number, statement in enumerate(statements(file.sql), 1):
         try:
-            await conn.execute(statement, timeout=_FOREVER_S)
+            await conn.execute(statement.sql, timeout=_FOREVER_S)
         except Exception as exc:
             mine = ours(exc, "the migrated server")
             done = f"statement {number} of this file, which runs without a transaction; those before it stay done"
             raise MigrationError(file.name, f"{done}: {mine}") from exc
+    if conn.is_in_transaction():
+        raise MigrationError(file.name, "leaves a transaction open, which is rolled back; end it with `commit`")
     await conn.execute(_ENTER, file.name, file.checksum)
-
-
-def statements(sql: str) -> Iterator[str]:
-    """Split at semicolons outside of quotes and comments. (A function's BEGIN ATOMIC body would be cut: quote it.)"""
-    bare, begin = without_text(sql), 0
-    for end in [*(at.start() for at in re.finditer(";", bare)), len(sql)]:
-        if bare[begin:end].strip():
-            yield sql[begin:end].strip()
-        begin = end + 1
