@@ -5,10 +5,10 @@
 --            promised  when it was told to come back, µs; one that is late by more than the grace has lost its place
 local turns, GRACE = KEYS[3], 50000
 -- By lane, 1 to 3: lists of {id, virtual, demand, waits}; how many permits they wait for; what this process has had.
-local others, demands, mine = { {}, {}, {} }, { 0, 0, 0 }, {}
-local write_turn
-
+-- Not made when nobody waits and the caller does not either.
+local others, demands, mine, write_turn
 if me ~= '' or crowd > now then
+  others, demands, mine = { {}, {}, {} }, { 0, 0, 0 }, {}
   local all = call('HGETALL', turns)
   for i = 1, #all, 2 do
     local lane, id = tonumber(all[i]:sub(1, 1)) + 1, all[i]:sub(2)

@@ -4,8 +4,8 @@
 -- answers      for each pair: how many of them were served (the first ones), permits left in the first rate's window,
 --              µs until one of those not served would be; or a plain number, the permits left, when all were served who
 --              asked for the same
-local reply = {}
-local ahead = demands[1] + demands[2] -- BULK does not come before those who do not wait
+local reply
+local ahead = demands and demands[1] + demands[2] or 0 -- BULK does not come before those who do not wait
 for i = own, #ARGV, 2 do
   local callers, cost = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
   local served = max(0, floor((due_by(now, ahead + callers * cost) - ahead) / cost))
@@ -14,6 +14,7 @@ for i = own, #ARGV, 2 do
   if served == callers and #ARGV == own + 1 then
     reply = left
   else
+    reply = reply or {}
     reply[#reply + 1] = served
     reply[#reply + 1] = left
     reply[#reply + 1] = served < callers and due_of(ahead + cost) - now or 0

@@ -73,10 +73,7 @@ local function virtual_of(lane)
   for _, other in ipairs(others[lane]) do most = max(most or other.virtual, other.virtual) end
   if not most then return mine[lane] or 0 end
   for _, other in ipairs(others[lane]) do
-    if not other.waits and other.virtual <= most - credit then
-      call('HDEL', turns, (lane - 1) .. other.id)
-      born = true -- it may have been the last one: then the hash is gone, and its life with it
-    end
+    if not other.waits and other.virtual <= most - credit then call('HDEL', turns, (lane - 1) .. other.id) end
   end
   return max(mine[lane] or most - credit, most - credit)
 end
