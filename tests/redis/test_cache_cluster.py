@@ -10,6 +10,7 @@ import pytest
 from aegis.config import RedisConfig
 from aegis.redis import Cache, Redis
 from aegis.redis._slots import slot_of_key
+from aegis.redis._tether import Tether
 from aegis.testing import until
 
 KEYS = [f"k{n}" for n in range(60)]
@@ -64,6 +65,48 @@ async def test_one_load_for_all_clients(cluster, valkey_cluster):
         await caches[1].delete("deleted")
         assert await loading == 1
         assert await caches[1].get("deleted", int) is None
+
+
+async def test_the_end_of_a_load_is_told_on_its_own_node_to_those_who_wait(cluster, valkey_cluster, monkeypatch):
+    """Over a sharded channel, which is left afterwards; no other node hears of it, and a failed load is told, too."""
+    heard, on_message = [], Tether._on_message
+
+    def hear(tether: Tether, channel: bytes, payload: object) -> None:
+        heard.append(channel)
+        on_message(tether, channel, payload)
+
+    monkeypatch.setattr(Tether, "_on_message", hear)
+    async with Redis(RedisConfig(url=valkey_cluster.url)) as second:
+        loading, waiting = Cache(cluster), Cache(second)
+        ended = asyncio.Event()
+        channel = loading._core.shelf.ends_channel("told").encode()
+        owner = cluster.servers.owner(slot_of_key(channel))
+
+        async def load() -> int:
+            await ended.wait()
+            return 1
+
+        first = asyncio.create_task(loading.get_or_set("told", load, int))
+        while loading.stats().loads < 1:
+            await asyncio.sleep(0.001)
+        other = asyncio.create_task(waiting.get_or_set("told", load, int))
+        async with asyncio.timeout(20):
+            while channel not in await owner.ask(("PUBSUB", "SHARDCHANNELS"), 5.0):
+                await asyncio.sleep(0.001)
+            before = await bus_messages(cluster)
+            ended.set()
+            assert await first == await other == 1
+            while channel not in heard:  # the value may have been found by the look before
+                await asyncio.sleep(0.001)
+            while await owner.ask(("PUBSUB", "SHARDCHANNELS"), 5.0):
+                await asyncio.sleep(0.001)
+        assert await bus_messages(cluster) == before
+
+
+async def bus_messages(cluster: Redis) -> int:
+    """Classic messages that nodes have passed to each other."""
+    told = [await node.ask(("CLUSTER", "INFO"), 5.0) for node in cluster.servers.nodes]
+    return sum(int(info.partition(b"messages_publish_sent:")[2].split()[0]) for info in told if b"publish_sent" in info)
 
 
 async def test_keys_of_all_nodes_are_listed(cluster):

@@ -107,7 +107,7 @@ class Server:
         return state, text.decode()
 
     def store(self, token: str, value: str) -> int:
-        return self.run("store", [VALUE, LEASE], token, value, 90_000, CHANNEL, "+k")
+        return self.run("store", [VALUE, LEASE, CHANNEL], token, value, 90_000, "PUBLISH", "+k")
 
     def renew(self, token: str) -> int:
         self.client.pexpire(LEASE, 50_000, lt=True)
@@ -117,7 +117,7 @@ class Server:
         return renewed
 
     def release(self, token: str, error: str) -> int:
-        return self.run("release", [LEASE], token, error, 20_000, CHANNEL, "+k")
+        return self.run("release", [LEASE, CHANNEL], token, error, 20_000, "PUBLISH", "+k")
 
     def set(self, value: str) -> int:
         return self.run("set", [VALUE, LEASE], value, 90_000, CHANNEL, "-k")

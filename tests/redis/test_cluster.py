@@ -16,6 +16,7 @@ from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedCluster, EmbeddedValkey
 from aegis.errors import ClosedError, CommandNotAllowedError, RedisUnavailableError, ServerReplyError
 from aegis.redis import Redis
+from aegis.redis._feeds import make_feed
 from aegis.redis._script import load_script
 from aegis.redis._slots import slot_of_key
 
@@ -175,6 +176,27 @@ async def test_a_pipeline_follows_a_slot_in_pieces_and_in_order(valkey_cluster: 
         assert client.servers.owner(slot).config.port == target.port
         assert client.stats().connections == 3
     await asyncio.to_thread(valkey_cluster.move_slot, slot, source)
+
+
+async def test_a_channel_that_is_left_and_joined_at_once_is_heard(cluster: Redis) -> None:
+    """The answer to the leaving comes after the joining; it is not taken for a slot that has moved away."""
+    heard: list[bytes] = []
+    feed = make_feed(cluster, lambda _, said: heard.append(said), lambda: None, lambda _: None, sharded=True)
+    feed.start()
+    try:
+        async with asyncio.timeout(20):
+            await feed.subscribe(b"{c}hannel")
+            doubts = cluster.servers._doubts
+            for _ in range(3):
+                feed.unsubscribe(b"{c}hannel")
+                feed.add(b"{c}hannel")
+            await feed.barrier(b"{c}hannel")
+            assert await cluster.execute("SPUBLISH", "{c}hannel", "said") == 1
+            while not heard:
+                await asyncio.sleep(0.001)
+            assert cluster.servers._doubts == doubts
+    finally:
+        await feed.close()
 
 
 async def test_opening_names_what_cannot_be_reached(valkey_cluster: EmbeddedCluster) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from aegis.redis._background import Background
@@ -28,7 +28,8 @@ class Elsewhere:
     Wakes who listens for a key.
 
     The look runs while somebody waits, and only then; it is owned by those who wait: the first one starts it, the last
-    one to leave ends it. That Redis is away it tells the `Outage`, which wakes everybody.
+    one to leave ends it. That Redis is away it tells the `Outage`, which wakes everybody. `on_wait(key)` and
+    `on_leave(key)` are called when the first one begins to wait for a key, and when the last one has left.
     """
 
     def __init__(self, shelf: Shelf, background: Background) -> None:
@@ -36,6 +37,8 @@ class Elsewhere:
         self._events: dict[str, set[asyncio.Event]] = {}
         self._waiting: dict[str, int] = {}  # how many wait for a key; the next look begins with the first key
         self._looking: asyncio.Task[None] | None = None
+        self.on_wait: Callable[[str], None] = _nothing
+        self.on_leave: Callable[[str], None] = _nothing
 
     @contextlib.contextmanager
     def listening(self, key: str) -> Iterator[asyncio.Event]:
@@ -61,6 +64,8 @@ class Elsewhere:
 
     async def wait(self, key: str, event: asyncio.Event, left_ms: int) -> None:
         """Until the event is set, at most until the lease has run out: its holder was killed then."""
+        if key not in self._waiting:
+            self.on_wait(key)
         self._waiting[key] = self._waiting.get(key, 0) + 1
         if self._looking is None:
             self._looking = self._background.spawn(self._look_now_and_then())
@@ -72,6 +77,7 @@ class Elsewhere:
             self._waiting[key] -= 1
             if not self._waiting[key]:
                 del self._waiting[key]
+                self.on_leave(key)
             if not self._waiting:
                 self._looking.cancel()
                 self._looking = None
@@ -86,3 +92,7 @@ class Elsewhere:
             for key, stands in zip(keys, stand, strict=True):
                 if stands is False:
                     self.announced(key)
+
+
+def _nothing(key: str) -> None:
+    del key

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import hiredis
@@ -45,8 +46,9 @@ class Feed:
     monotonic time at which that was sent: whatever the server had pushed before it has been delivered. With Sentinels
     the primary is asked for before each connection.
 
-    For a feed of one of several servers (`Feeds`): `sharded` channels, `on_subscribed(channel)` when one is confirmed,
-    and `on_gone(channel, why)` when this server does not serve it (any more).
+    For a feed of one of several servers (`Feeds`): `sharded` channels, but for the `classic` ones,
+    `on_subscribed(channel)` when one is confirmed, and `on_gone(channel, why)` when this server does not serve it (any
+    more).
     """
 
     def __init__(
@@ -59,14 +61,16 @@ class Feed:
         setup: Iterable[SetUp] = (),
         on_heard: Callable[[float], None] | None = None,
         sharded: bool = False,
+        classic: Iterable[bytes] = (),
         on_subscribed: Callable[[bytes], None] = lambda _: None,
         on_gone: Callable[[bytes, str], None] = lambda _, __: None,
     ) -> None:
         self._config, self._on_message, self._on_up, self._on_down = config, on_message, on_up, on_down
         self._setup, self._on_heard = tuple(setup), on_heard
         self._on_subscribed, self._on_gone = on_subscribed, on_gone
-        self._verb = "S" if sharded else ""
+        self._sharded, self._classic = sharded, frozenset({INVALIDATIONS, *classic})
         self._channels: set[bytes] = set()
+        self._leaving: Counter[bytes] = Counter()  # sharded ones whose SUNSUBSCRIBE has not been answered
         self._acks: dict[bytes, list[asyncio.Future[None]]] = {}
         self._link: Link | None = None
         self.connections = 0  #: made so far
@@ -137,11 +141,19 @@ class Feed:
         """Whether there is a connection now."""
         return self._link is not None
 
-    def _ask(self, command: str, channels: Sequence[bytes]) -> None:
-        if self._link is not None:
-            step = 1 if self._verb else _CHANNELS_PER_COMMAND  # sharded ones of one command must be of one slot
-            for start in range(0, len(channels), step):
-                self._link.write(pack((self._verb + command, *channels[start : start + step])))
+    def _ask(self, command: str, channels: Collection[bytes]) -> None:
+        if self._link is None:
+            return
+        classic = [channel for channel in channels if self._is_classic(channel)]
+        for start in range(0, len(classic), _CHANNELS_PER_COMMAND):
+            self._link.write(pack((command, *classic[start : start + _CHANNELS_PER_COMMAND])))
+        for channel in channels:
+            if not self._is_classic(channel):  # those of one command must be of one slot: each has its own
+                self._leaving[channel] += command == "UNSUBSCRIBE"
+                self._link.write(pack((f"S{command}", channel)))
+
+    def _is_classic(self, channel: bytes) -> bool:
+        return not self._sharded or channel in self._classic
 
     async def _run(self) -> None:
         backoff, attempt = Backoff(0.05, 2.0), 0
@@ -162,6 +174,7 @@ class Feed:
         try:
             await self._set_up(link)
             self._link = link
+            self._leaving.clear()
             self.connections += 1
             self._ask("SUBSCRIBE", list(self._channels))
             self._on_up()
@@ -208,19 +221,31 @@ class Feed:
                 if not future.done():
                     future.set_result(None)
             self._on_subscribed(reply[1])
-        elif kind == b"sunsubscribe" and reply[1] in self._channels:  # not asked for: its slot has moved away
-            self._channels.discard(reply[1])
-            self._on_gone(reply[1], "a channel's slot has moved")
+        elif kind == b"sunsubscribe":
+            self._left(reply[1])
         elif isinstance(kind, hiredis.ReplyError):  # the answer to SSUBSCRIBE of a slot that is not served here
             for channel in self._refused_by(str(kind)):
                 self._channels.discard(channel)
                 self._on_gone(channel, str(kind))
 
+    def _left(self, channel: bytes) -> None:
+        if self._leaving[channel] > 1:
+            self._leaving[channel] -= 1
+        elif self._leaving.pop(channel, 0) == 0 and channel in self._channels:  # not asked for: its slot has moved away
+            self._channels.discard(channel)
+            self._on_gone(channel, "a channel's slot has moved")
+
     def _refused_by(self, refusal: str) -> list[bytes]:
         """The channels that a redirection is about; all of them where it names no slot."""
         word, _, rest = refusal.partition(" ")
-        slot = rest.partition(" ")[0]
-        return [c for c in self._channels if word != "MOVED" or str(slot_of_key(c)) == slot]
+        slot = rest.partition(" ")[0] if word == "MOVED" else ""
+
+        def concerned(channel: bytes) -> bool:
+            return not self._is_classic(channel) and (not slot or str(slot_of_key(channel)) == slot)
+
+        for channel in filter(concerned, tuple(self._leaving)):  # it may have been the answer to SUNSUBSCRIBE
+            del self._leaving[channel]
+        return list(filter(concerned, self._channels))
 
     def _lost(self, reason: str) -> None:
         self._lost_event.set()

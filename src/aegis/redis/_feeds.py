@@ -28,16 +28,23 @@ def make_feed(
     setup: Iterable[SetUp] = (),
     on_heard: Callable[[float], None] | None = None,
     sharded: bool = False,
+    classic: Iterable[bytes] = (),
 ) -> Feed | Feeds:
-    """A connection for what servers push (see `Feed`), or one to each; `sharded` means nothing without shards."""
+    """
+    A connection for what servers push (see `Feed`), or one to each.
+
+    On a cluster `sharded` means every channel but the `classic` ones; elsewhere it means nothing.
+    """
     servers = redis.servers
     if isinstance(servers, Cluster):
-        return Feeds(servers, on_message, on_up, on_down, setup=setup, on_heard=on_heard, sharded=sharded)
+        return Feeds(
+            servers, on_message, on_up, on_down, setup=setup, on_heard=on_heard, sharded=sharded, classic=classic
+        )
     return Feed(redis.config, on_message, on_up, on_down, setup=setup, on_heard=on_heard)
 
 
 class Feeds:
-    """See `Feed`, whose methods these are; with `sharded` every channel is a sharded one."""
+    """See `Feed`, whose methods these are; with `sharded` every channel but the `classic` ones is a sharded one."""
 
     def __init__(
         self,
@@ -49,9 +56,11 @@ class Feeds:
         setup: Iterable[SetUp] = (),
         on_heard: Callable[[float], None] | None = None,
         sharded: bool = False,
+        classic: Iterable[bytes] = (),
     ) -> None:
         self._cluster, self._on_message, self._on_up, self._on_down = cluster, on_message, on_up, on_down
         self._setup, self._on_heard, self._sharded = tuple(setup), on_heard, sharded
+        self._classic = frozenset({INVALIDATIONS, *classic})
         self._members: dict[Place, Feed] = {}
         self._heard: dict[Place, float] = {}
         self._channels: dict[bytes, Place | None] = {}  # where each is listened to
@@ -126,7 +135,7 @@ class Feeds:
             feed.renew(reason)
 
     def _place_of(self, channel: bytes) -> Place | None:
-        if self._sharded:
+        if self._sharded and channel not in self._classic:
             return self._cluster.topology.owners[slot_of_key(channel)]
         return min(self._members, default=None)
 
@@ -189,6 +198,7 @@ class Feeds:
             setup=self._setup,
             on_heard=heard,
             sharded=self._sharded,
+            classic=self._classic,
             on_subscribed=self._subscribed,
             on_gone=self._gone,
         )

@@ -70,7 +70,8 @@ class Shelf:
         self.redis, self.prefix, self.patience_s = redis, prefix, patience_s
         self.enabled = redis.enabled
         self.values, self.leases, self.generation_keys = f"{prefix}:cache:", f"{prefix}:lease:", f"{prefix}:tag:"
-        self.channel = f"{prefix}:loads"
+        self.channel, self.sharded = f"{prefix}:loads", redis.sharded
+        self._publish = "SPUBLISH" if self.sharded else "PUBLISH"
         self.outage = Outage(f"cache {prefix!r}", redis.config.address, self._catch_up)
         self._owed: dict[str, None] = {}
         self._doubtful: dict[str, bytes] = {}  # key -> token of a lease that we may still hold there
@@ -90,6 +91,10 @@ class Shelf:
     def lease_key(self, key: str) -> str:
         """Where the lease lies."""
         return f"{self.leases}{{{key}}}"
+
+    def ends_channel(self, key: str) -> str:
+        """Where the end of a load is announced; on a cluster on the key's own node, to those who wait for it."""
+        return f"{self.channel}:{{{key}}}" if self.sharded else self.channel
 
     def tag_key(self, tag: str) -> str:
         """Where the generation of a tag lies."""
@@ -259,8 +264,8 @@ class Shelf:
 
     async def store(self, key: str, token: bytes, envelope: bytes, ttl_ms: int, patience: Patience) -> Any:
         """cache_store.lua"""
-        keys = [self.value_key(key), self.lease_key(key)]
-        reply = await self._run(self._store, keys, (token, envelope, ttl_ms, self.channel, ENDED + key), patience)
+        keys = [self.value_key(key), self.lease_key(key), self.ends_channel(key)]
+        reply = await self._run(self._store, keys, (token, envelope, ttl_ms, self._publish, ENDED + key), patience)
         if reply is not UNANSWERED:
             self.outage.accepted()
         self._doubt(key, token, reply)
@@ -279,7 +284,8 @@ class Shelf:
     def _releasing(
         self, key: str, token: bytes, error: bytes = b"", error_ms: int = 0
     ) -> tuple[Sequence[str], Sequence[Argument]]:
-        return [self.lease_key(key)], (token, error, error_ms, self.channel, ENDED + key)
+        keys = [self.lease_key(key), self.ends_channel(key)]
+        return keys, (token, error, error_ms, self._publish, ENDED + key)
 
     def _doubt(self, key: str, token: bytes, reply: Any) -> None:
         """Without an answer the lease may be ours still: give it back before others wait for us in vain."""

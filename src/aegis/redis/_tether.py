@@ -45,8 +45,12 @@ class Tether:
             self._on_down,
             setup=(tracking,),
             on_heard=self._on_heard,
+            sharded=True,
+            classic=(self._shelf.channel.encode(),),
         )
         self._feed.start()
+        if self._shelf.sharded:
+            self._loads.elsewhere.on_wait, self._loads.elsewhere.on_leave = self._listen, self._leave
         self._background.spawn(self._feed.subscribe(INVALIDATIONS, self._shelf.channel.encode()))
 
     async def close(self) -> None:
@@ -56,6 +60,15 @@ class Tether:
         feed, self._feed = self._feed, None
         if feed is not None:
             await feed.close()
+
+    def _listen(self, key: str) -> None:
+        """On a cluster, hear the end of this key's load. Not awaited: what is missed meanwhile the next look finds."""
+        if self._feed is not None:
+            self._feed.add(self._shelf.ends_channel(key).encode())
+
+    def _leave(self, key: str) -> None:
+        if self._feed is not None:
+            self._feed.unsubscribe(self._shelf.ends_channel(key).encode())
 
     def _on_up(self) -> None:
         """Connected, not heard yet. A primary that joins a cluster was never down: what was read of it may be old."""

@@ -1,9 +1,10 @@
 -- Give up a lease: the load failed or was abandoned. With an error, keep the next ones quiet for a while.
 -- KEYS[1] lease
+-- KEYS[2] channel of those who wait for the key
 -- ARGV[1] token of the lease
 -- ARGV[2] error to leave for others, '' for none
 -- ARGV[3] how long to leave it, ms
--- ARGV[4] channel of announcements
+-- ARGV[4] PUBLISH or SPUBLISH
 -- ARGV[5] what to announce
 -- returns 1 released, 0 it was not ours any more
 local lease = redis.call('GET', KEYS[1])
@@ -13,5 +14,5 @@ if ARGV[2] == '' then
 else
   redis.call('SET', KEYS[1], 'E' .. ARGV[2], 'PX', ARGV[3])
 end
-if string.sub(lease, 1, 1) == '1' then redis.call('PUBLISH', ARGV[4], ARGV[5]) end
+if string.sub(lease, 1, 1) == '1' then redis.call(ARGV[4], KEYS[2], ARGV[5]) end
 return 1
