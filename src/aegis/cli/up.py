@@ -16,7 +16,6 @@ import typer
 from aegis.cli._app import AsJson, new_app, run
 from aegis.cli._groups import AsSentinel, ClusterSizes, group_of
 from aegis.config import Config, child_environ
-from aegis.dashboard import Dashboard
 from aegis.embedded import EmbeddedCluster, EmbeddedPostgres, EmbeddedSentinel, EmbeddedValkey, free_port
 
 app = new_app()
@@ -89,6 +88,8 @@ async def _stay(variables: Mapping[str, str], *, page: bool, json: bool) -> None
 @asynccontextmanager
 async def _page(variables: Mapping[str, str]) -> AsyncIterator[str]:
     """The live page of what is on these servers, with the accounts and the PORT of the user's configuration."""
+    from aegis.dashboard import Dashboard  # noqa: PLC0415 - as long to import as a server to start; not all want it
+
     ours = Config.load(variables, None)
     config = Config.load().model_copy(update={"redis": ours.redis, "database": ours.database})
     async with Dashboard(config.port) as dashboard, dashboard.live(config, database="DATABASE_URL" in variables):
