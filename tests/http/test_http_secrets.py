@@ -93,6 +93,15 @@ async def test_credentials_that_were_renewed_stay_secret_both(server, http, capl
         ("GET /?crtfc%5Fkey=abc&x=1", "GET /?crtfc%5Fkey=***&x=1"),
         ("next=https%3A%2F%2Fh%2F%3Ftoken%3Dabc", "next=https%3A%2F%2Fh%2F%3Ftoken%3D***"),
         ("100%25 of x%3D1", "100%25 of x%3D1"),
+        ('{"token": ["S", {"a": "S]"}], "x": 1}', '{"token": ***, "x": 1}'),
+        ('{"a": {"token":{"b":["S"]}}}', '{"a": {"token":***}}'),
+        (r"{\"token\":[\"S\"], \"x\": 1}", r"{\"token\":***, \"x\": 1}"),
+        ("{'token': ['S', 'S'], 'x': 1}", "{'token': ***, 'x': 1}"),
+        ('{"token": ["S", "S', '{"token": ***'),
+        ("q=%7B%22crtfc_key%22%3A%22S%22%7D&x=1", "q=%7B%22crtfc_key%22%3A***&x=1"),
+        ("crtfc_key[]=S&token[0]=S&x=1", "crtfc_key[]=***&token[0]=***&x=1"),
+        ("<r><password>S</password><x>1</x></r>", "<r><password>***</password><x>1</x></r>"),
+        ('<a:token n="1"><![CDATA[S<]]></a:token>', '<a:token n="1">***</a:token>'),
     ],
 )
 def test_free_text_is_masked_by_name(text, masked):
@@ -107,6 +116,10 @@ def test_free_text_is_masked_by_name(text, masked):
         ("https://h/p@q?a=1", "https://h/p@q?a=1"),
         ("https://h/?%74oken=a&TOKEN=b&token", "https://h/?%74oken=***&TOKEN=***&token"),
         ("https://h/?next=%2F%3Ftoken%3Dabc&x=1", "https://h/?next=%2F%3Ftoken%3D***&x=1"),
+        ("https://S@h/x", "https://***@h/x"),
+        ("https://h/?a=1;crtfc_key=S", "https://h/?a=1;crtfc_key=***"),
+        ("https://h/?crtfc_key[]=S&crtfc_key%5B%5D=S", "https://h/?crtfc_key[]=***&crtfc_key%5B%5D=***"),
+        ("https://h/?q=%7B%22crtfc_key%22%3A%22S%22%7D&x=1", "https://h/?q=%7B%22crtfc_key%22%3A***&x=1"),
         ("https://h", "https://h"),
         ("", ""),
     ],
@@ -126,6 +139,29 @@ async def test_a_secret_known_by_value_is_masked_under_any_name(server, http, ca
     shown = [str(caught.value), caught.value.response.url, repr(client), repr(client._settings)]
     shown += [record.getMessage() for record in caplog.records if record.name == "aegis.http"]
     assert [text for text in shown if "k3y" in text or "plain-one" in text] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        ("", b'{"token": ["s3cret", 12345678], "x": {"appkey": {"a": "s3cret", "b": ["\\u0073ecret-2"]}}}'),
+        ("", b"q=1&token={'a': 's3cret', 'b': 12345678, 'c': 'secret-2'}"),
+        ("", b"<r><password>s3cret</password><token x='1'><![CDATA[secret-2]]></token><appkey>12345678</appkey></r>"),
+        ("?q=%7B%22crtfc_key%22%3A%22s3cret%22%7D&a=1;token=12345678&appkey[]=secret-2", None),
+        ("?next=%2F%3Ftoken%3Ds3cret%26appkey%3D12345678&crtfc_key%5B%5D=secret-2", None),
+    ],
+)
+def test_every_value_below_a_secret_name_is_masked_in_an_echo(url, body):
+    """Whatever holds it, the upstream may repeat it bare: so it must be known by value."""
+    redactor = Redactor()
+    values = redactor.values(f"https://h/{url}", {}, body)
+    assert redactor.text("bad: s3cret, 12345678, secret-2", values) == "bad: ***, ***, ***"
+
+
+@pytest.mark.parametrize("login", ["s3cret", "s3cret:", "me:s3cret", "s%33cret"])
+def test_a_login_without_a_password_is_a_secret_itself(login):
+    """As APIs have it that take their key for the user's name."""
+    assert Redactor().text("bad key s3cret", Redactor().values(f"https://{login}@h/", {})) == "bad key ***"
 
 
 async def test_no_secret_is_in_what_observers_and_statistics_get(server, http):

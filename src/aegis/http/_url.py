@@ -77,6 +77,7 @@ def redirected(request: Request, status: int, location: str, redactor: Redactor)
             return f"a redirect of a {method} with its body to another origin"
         for name in {name for name in headers if redactor.secret(name) or name.lower() == "host"}:
             headers.popall(name, None)
-        pairs = [pair for pair in target.raw_query_string.split("&") if not redactor.secret(pair.partition("=")[0])]
+        pairs = re.split("[&;]", target.raw_query_string)
+        pairs = [pair for pair in pairs if not redactor.secret(pair.partition("=")[0])]
         target = URL(f"{there}{target.raw_path}{'?' * bool(pairs)}{'&'.join(pairs)}", encoded=True)
     return Request(method, str(target), headers, content, request.idempotent)
