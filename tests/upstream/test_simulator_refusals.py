@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
 import sys
 from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+from typer.testing import CliRunner
 
+from aegis.cli import sim
 from aegis.upstream.simulator import Fault, Rules, Simulator
 
 PRICE = "/uapi/domestic-stock/v1/quotations/inquire-price"
@@ -136,9 +137,20 @@ async def test_what_goes_wrong_on_the_way(switched_on):
         assert sum(happened.values()) == len(faults) + 1
 
 
-async def test_maintenance_voids_every_token_and_a_second_one_within_the_minute_is_refused(switched_on):
+async def test_who_leaves_a_drip_is_no_fault_of_the_simulators(caplog):
+    """Few clients read to the end; nothing is printed about those who do not."""
+    async with in_this_process([], ["drip,service=naver,seconds=0.001"]) as browser:
+        async with browser.session.get(f"{browser.url}{QUOTE}") as answer:
+            assert await answer.content.readexactly(1)
+            handlers = {task for task in asyncio.all_tasks() if "RequestHandler" in repr(task.get_coro())}
+        assert handlers
+        await asyncio.wait(handlers, timeout=5)
+    assert caplog.records == []
+
+
+async def test_maintenance_voids_every_token_and_a_second_one_within_the_minute_is_refused():
     """EGW00121 in a 500 for who has one; 403 EGW00133, in other fields, for who asks for the next too soon."""
-    async with switched_on([], ["maintenance,service=kis,path=inquire-price,every=2"]) as browser:
+    async with in_this_process([], ["maintenance,service=kis,path=inquire-price,every=2"]) as browser:
         status, issued = await browser.token()
         assert (status, issued["token_type"]) == (200, "Bearer")
         assert (await browser.price(issued["access_token"]))[0] == 200
@@ -148,9 +160,9 @@ async def test_maintenance_voids_every_token_and_a_second_one_within_the_minute_
         assert (status, body["error_code"]) == (403, "EGW00133")
 
 
-async def test_the_quotas_of_dart_and_its_block(switched_on):
+async def test_the_quotas_of_dart_and_its_block():
     """020 for the day's quota as for the minute's; above the block's limit connections are reset, and stay so."""
-    async with switched_on(["dart_per_day=2", "dart_block_per_minute=3"], []) as browser:
+    async with in_this_process(["dart_per_day=2", "dart_block_per_minute=3"], []) as browser:
         statuses = [json.loads((await browser.get(COMPANY))[2])["status"] for _ in range(3)]
         assert statuses == ["013", "013", "020"]
         for _ in range(2):
@@ -160,8 +172,9 @@ async def test_the_quotas_of_dart_and_its_block(switched_on):
 
 @pytest.mark.parametrize(("account", "per_second"), [("--paper", 1), ("--new-customer", 3)])
 async def test_lower_accounts_have_options_of_their_own(account, per_second):
-    """Paper 1/s, a new customer 3/s: one more within the second is refused with EGW00201 in a 500."""
-    async with command_line(account) as browser:
+    """Paper 1/s, a new customer 3/s: one more within the second is refused with EGW00201 in a 500; with a `--rule`."""
+    async with command_line(account, "--rule", "naver_per_second=1") as browser:
+        assert [(await browser.get(QUOTE))[0] for _ in range(2)] == [200, 403]
         answers = [await browser.get(PRICE, headers=KEYS) for _ in range(per_second + 1)]
         assert [b"EGW00201" in body for _, _, body in answers] == [False] * per_second + [True]
         assert answers[-1][0] == 500
@@ -200,10 +213,9 @@ async def test_a_running_simulator_is_changed_over_http():
 )
 def test_a_mistake_on_the_command_line_is_one_clear_error(option, wrong, says):
     """Exit code 2, what is wrong, what there is."""
-    command = (sys.executable, "-m", "aegis", "sim", option, wrong)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
-    assert done.returncode == 2
-    assert says in " ".join(done.stderr.split())
+    done = CliRunner().invoke(sim.app, [option, wrong])
+    assert done.exit_code == 2
+    assert says in " ".join(done.output.split())
 
 
 async def test_it_says_where_it_listens_and_in_the_end_what_it_saw():

@@ -19,17 +19,21 @@ _IN_DOCUMENT = re.compile(
     re.IGNORECASE,
 )
 _LOOK_BYTES = 1024
+#: Codecs of Python that no server means: they would turn a Korean word into something else without a complaint.
+_NO_CHARSETS = frozenset({"unicode-escape", "raw-unicode-escape", "idna", "punycode", "charmap", "utf-7"})
 
 
 def canonical(name: str) -> str | None:
-    """The codec that a charset label means, None for an unknown one."""
+    """The codec that a charset label means, None for an unknown one and for a codec that is no charset."""
     label = name.strip().lower()
     if label in _CP949 or label in _CP949_MORE:
         return "cp949"
     try:
-        return codecs.lookup(label).name
-    except LookupError:
+        "".encode(label)  # refuses what is no encoding of text: base64, rot13
+        name = codecs.lookup(label).name
+    except (LookupError, UnicodeError):
         return None
+    return None if name in _NO_CHARSETS else name
 
 
 def decode(content: bytes, content_type: str = "", default: str | None = None) -> str:

@@ -9,6 +9,7 @@ that is the difference between money and no money.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -158,7 +159,8 @@ async def _spoiled(fault: Fault, request: web.Request, answer: web.Response) -> 
         assert request.transport is not None
         request.transport.close()
         return stream
-    for at in range(len(body)):
-        await stream.write(body[at : at + 1])
-        await asyncio.sleep(fault.seconds or _DRIP_S)
+    with contextlib.suppress(ConnectionError):  # few clients stay to the end
+        for at in range(len(body)):
+            await stream.write(body[at : at + 1])
+            await asyncio.sleep(fault.seconds or _DRIP_S)
     return stream
