@@ -11,7 +11,9 @@ import base64
 import contextlib
 import itertools
 import json
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -102,7 +104,7 @@ async def opened(url: str) -> AsyncIterator[Page]:
     with tempfile.TemporaryDirectory(prefix="aegis-browser-", ignore_cleanup_errors=True) as home:
         process = await asyncio.create_subprocess_exec(
             program, *FLAGS, f"--user-data-dir={home}", "about:blank",
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
             async with aiohttp.ClientSession() as session:
@@ -127,6 +129,8 @@ async def opened(url: str) -> AsyncIterator[Page]:
             except TimeoutError:
                 process.kill()
                 await process.wait()
+            with contextlib.suppress(ProcessLookupError):  # its helpers still write into its home
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _port(home: Path) -> int:
