@@ -11,7 +11,7 @@ import pytest
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
 from aegis.redis import PubSub, Redis, Update
-from aegis.telemetry import VITALS_TOPIC, Vital, Vitals
+from aegis.telemetry import KEEP_S, VITALS_TOPIC, Vital, Vitals
 from aegis.testing import until
 
 
@@ -51,6 +51,23 @@ async def test_what_the_rooms_say_is_told_again_and_again(redis):
     asked = [vital.stats["room"]["asked"] for vital in told]
     assert asked == sorted(set(asked))
     assert {(vital.name, vital.every_s) for vital in told} == {("collector 1", 0.02)}
+
+
+async def test_what_a_process_told_does_not_outlive_it_for_long(redis):
+    """What is kept of it in Redis ends a minute after its last word, however it ends; every key has an end."""
+    async with Vitals(redis, "aegis", "killed soon", {}, every_s=0.02):
+        async with asyncio.timeout(20):  # also without an end in order
+            while not (kept := await redis.execute("KEYS", "*vitals*")) or -1 in [
+                await ttl(redis, key) for key in kept
+            ]:
+                await asyncio.sleep(0.02)
+    books = await redis.execute("KEYS", "*vitals*:book")
+    assert books
+    assert all([0 < await ttl(redis, key) <= KEEP_S for key in books])
+
+
+async def ttl(redis, key) -> int:
+    return await redis.execute("TTL", key)
 
 
 async def test_a_server_that_goes_away_neither_stops_nor_delays_the_process():
