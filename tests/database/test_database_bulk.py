@@ -335,6 +335,58 @@ async def test_a_value_that_does_not_fit_names_its_row_and_nothing_is_stored(db,
     assert db.stats().active == 0
 
 
+@SIZES
+@pytest.mark.parametrize("kind", ["int", "int[]"])  # columns of arrays never travel as arrays of them
+async def test_the_error_of_a_bad_value_shows_no_other_row(db, size, kind):
+    """However the rows travel: its number, and nothing of its neighbours."""
+    await db.execute(f"create table t (id int primary key, note text, v {kind})")
+    rows = [{"id": n, "note": f"secret-{n}", "v": None} for n in range(size + 9)]
+    rows[6]["note"] = 6
+    with pytest.raises(QueryError, match='"t", row 7: ') as caught:
+        await db.upsert("t", rows, "id")
+    assert caught.value.sqlstate == "22000"
+    assert "secret" not in str(caught.value)
+    assert await db.fetch_value("select count(*) from t") == 0
+
+
+async def test_a_deadlock_inside_a_transaction_is_told(db, postgres_server):
+    """Few rows are repeated only where they are alone: here all was undone, and the caller's block begins anew."""
+    await bars(db)
+    await db.upsert("bars", [Bar("a", DAY, 0), Bar("b", DAY, 0)], KEY)
+    quick = DatabaseConfig(url=postgres_server.url + "&options=-c%20deadlock_timeout%3D20ms", min_conns=0)
+    async with Database(quick) as victim, db.transaction() as other:
+        await other.execute("set local deadlock_timeout = '60s'")
+        await other.execute("update bars set close = 7 where code = 'b'")
+        with pytest.raises(QueryError) as caught:  # noqa: PT012 - the block is what is tested
+            async with victim.transaction() as tx:
+                await tx.execute("update bars set close = 1 where code = 'a'")
+                waiting = asyncio.create_task(other.execute("update bars set close = 7 where code = 'a'"))
+                while not await db.fetch_value("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
+                    await asyncio.sleep(0.005)
+                await tx.upsert("bars", [Bar("b", DAY, 1)], KEY)
+        await waiting
+    assert caught.value.sqlstate == "40P01"  # which run_tx repeats
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, 1e12, None, "1"])
+async def test_a_timeout_that_is_none_is_refused_by_its_name(db, tmp_path, value):
+    """Before anything is asked of the server, wherever one can be given."""
+    acquired = db.stats().acquired
+    for call, name in (
+        (db.upsert("bars", [Bar("a", DAY, 1)], KEY, timeout=value), "timeout"),
+        (db.copy_in("bars", [Bar("a", DAY, 1)], timeout=value), "timeout"),
+        (db.copy_out("select 1", to=tmp_path / "x", timeout=value), "timeout"),
+        (db.health(value), "timeout"),
+        (db.migrate(tmp_path, lock_timeout_s=value), "lock_timeout_s"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name}=.* is not a number of seconds"):
+            await call
+    with pytest.raises(ValueError, match=r"timeout=0 is not .* from 0\.001"):
+        await db.upsert("bars", [Bar("a", DAY, 1)], KEY, timeout=0)
+    assert db.stats().acquired == acquired
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_what_the_server_refuses_is_undone(db):
     """A constraint violated by the last row: its code, and no row at all."""
     await bars(db)

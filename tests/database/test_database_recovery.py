@@ -216,11 +216,14 @@ async def test_a_server_that_became_read_only_is_left(postgres_server, caplog):
             async with db.transaction(readonly=True) as tx:
                 await tx.execute("create table never (x int)")
         assert not lines(caplog, "read-only")
-        for _ in range(3):
-            with pytest.raises(QueryError) as caught:
-                await db.execute("begin read only; create table never (x int); commit")
-            assert caught.value.sqlstate == "25006"
+        async with db.transaction() as held:  # replaced, too, when it comes back
+            old = await held.fetch_value("select pg_backend_pid()")
+            for _ in range(3):
+                with pytest.raises(QueryError) as caught:
+                    await db.execute("begin read only; create table never (x int); commit")
+                assert caught.value.sqlstate == "25006"
         await until(lambda: db.stats().idle == 2)
+        assert old not in {lease.conn.get_server_pid() for lease in db._pool._idle}
         assert db.stats().opened >= 4
         assert len(lines(caplog, "became read-only: replacing all 2 connections")) == 1
 

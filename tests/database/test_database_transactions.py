@@ -66,6 +66,41 @@ async def test_a_swallowed_failure_is_raised_at_commit_with_its_own_code(db):
     assert await values(db) == []
 
 
+async def test_only_the_server_says_that_a_savepoint_failed(db):
+    """An argument that was never sent, and a failure that the caller undid himself, take nothing back."""
+    async with db.transaction() as tx:
+        async with tx.transaction():
+            await tx.execute("insert into n values (1, 1)")
+            with pytest.raises(QueryError, match="22000"):
+                await tx.execute("insert into n values ($1, 1)", "two")
+        async with tx.transaction():
+            await tx.execute("savepoint mine")
+            with pytest.raises(QueryError, match="23505"):
+                await tx.execute("insert into n values (1, 1)")
+            await tx.execute("rollback to savepoint mine")
+            await tx.execute("insert into n values (3, 1)")
+    assert await values(db) == [1, 3]
+
+
+@pytest.mark.parametrize("inside", ["savepoint", "transaction"])
+async def test_the_reason_of_a_roll_back_is_what_the_server_refused(db, inside):
+    """Neither an argument that was never sent, before or after, nor what is said to all that follows."""
+    with pytest.raises(QueryError) as caught:
+        async with (
+            db.transaction() as outer,
+            outer.transaction() if inside == "savepoint" else contextlib.nullcontext(outer) as tx,
+        ):
+            for sql, args in (
+                ("select $1::int", ["x"]),
+                ("do $$ begin raise exception 'no' using errcode = '40001'; end $$", []),
+                ("select 1", []),
+                ("select $1::int", ["x"]),  # known to the driver, so again not sent
+            ):
+                with pytest.raises(QueryError):
+                    await tx.execute(sql, *args)
+    assert caught.value.sqlstate == "40001"
+
+
 async def test_an_interrupted_statement_dooms_its_transaction(db):
     """After a timeout inside the block neither further statements nor COMMIT can pretend that all is well."""
     with pytest.raises(QueryError, match="interrupted"):

@@ -23,6 +23,7 @@ Conn = Any  # asyncpg ships no types; its connection stays inside this room
 _CLOSE_TIMEOUT_S = 2.0
 _RESET_TIMEOUT_S = 5.0
 _SLACK_S = 2.0  # the server ends a statement; we do when even that does not arrive (a hung server, a dead link)
+_LONGEST_S = 2_147_483  # the server counts milliseconds in 31 bits
 #: Everything of DISCARD ALL but the prepared statements, which the driver keeps; one message, one round trip.
 _RESET = (
     "select pg_advisory_unlock_all(); close all; unlisten *; set session authorization default; reset all; "
@@ -197,14 +198,25 @@ def wanted_of(config: DatabaseConfig) -> PostgresUrl:
     return PostgresUrl(hosts, config.user, password, config.name)
 
 
+def checked(name: str, seconds: object, least: float = 0.0) -> None:
+    """Refuse what is no duration for the server and for the loop, by the argument's name."""
+    if not isinstance(seconds, int | float) or not least <= seconds <= _LONGEST_S:
+        raise ValueError(f"{name}={seconds!r} is not a number of seconds from {least:g} to {_LONGEST_S}")
+
+
 def milliseconds(seconds: float) -> str:
     """A duration as the server's settings take it; 0 stays no bound."""
     return str(round(seconds * 1000))
 
 
-def sqlstate_of(exc: BaseException) -> str:
-    """The server's code for what it refused; empty for anything else."""
-    return str(exc.sqlstate) if isinstance(exc, asyncpg.PostgresError) else ""
+def sqlstate_of(exc: BaseException | None) -> str:
+    """The server's code for what it refused; empty for anything else, such as the driver's own use of these classes."""
+    return str(exc.sqlstate) if isinstance(exc, asyncpg.PostgresError) and exc.severity else ""
+
+
+def was_not_sent(exc: BaseException) -> bool:
+    """Whether the driver could not encode an argument: it then raises the server's class for that, in its own name."""
+    return isinstance(exc, asyncpg.DataError) and not sqlstate_of(exc)
 
 
 def in_sync(exc: BaseException) -> bool:

@@ -47,7 +47,9 @@ class Feed:
         while len(self._ahead) <= count:
             chunk = await self._next()
             if not chunk:
-                return [self._picked(row) for row in self._ahead]
+                picked = [self._picked(row) for row in self._ahead]
+                self.count = 0  # they may be taken out once more, by `rows`
+                return picked
             self._ahead += chunk
         return None
 

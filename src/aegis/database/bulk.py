@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from aegis.backoff import Backoff
-from aegis.database._driver import Conn, in_sync, milliseconds, sqlstate_of
+from aegis.database._driver import Conn, in_sync, milliseconds, sqlstate_of, was_not_sent
 from aegis.database._feed import Feed, Row
 from aegis.database._merge import Merge
 from aegis.database._table import Name, Target
@@ -54,14 +54,21 @@ def fits_few(target: Target) -> bool:
     return not any(column.is_array for column in target.columns) and not Merge(target).needs_lock
 
 
-async def upsert_few(conn: Conn, target: Target, rows: Sequence[Row]) -> UpsertResult:
-    """One statement; the rows travel as an array per column. Alone, it is repeated when it was a deadlock's victim."""
+async def upsert_few(conn: Conn, target: Target, rows: Sequence[Row]) -> UpsertResult | None:
+    """
+    One statement; the rows travel as an array per column. Alone, it is repeated when it was a deadlock's victim.
+
+    None: a value cannot be encoded, and nothing was sent. The driver would show all values of its column; COPY knows
+    the row.
+    """
     columns = [list(values) for values in zip(*(_written(row, target) for row in rows), strict=True)]
     sql, attempt = Merge(target).few(), 1
     while True:
         try:
             total, inserted, updated = await conn.fetchrow(sql, *columns)
         except Exception as exc:
+            if was_not_sent(exc):
+                return None
             if sqlstate_of(exc) != _DEADLOCK or conn.is_in_transaction() or attempt == _ATTEMPTS:
                 raise
         else:

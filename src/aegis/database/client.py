@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from aegis.backoff import Backoff
 from aegis.config import DatabaseConfig, parse_postgres_url
 from aegis.database import migrate as migrations
-from aegis.database._driver import Conn
+from aegis.database._driver import Conn, checked
 from aegis.database._feed import Feed
 from aegis.database._lease import Lease, PoolStats
 from aegis.database._session import Trace, trace_of
@@ -78,11 +78,14 @@ class Database(Queries):
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         try:
-            await asyncio.gather(*(listener.close("Database") for listener in self._listeners))
-            await self._pool.close()
+            await self._close()
         finally:
             if self._replica is not None:
-                await self._replica._pool.close()  # noqa: SLF001 - our own class
+                await self._replica._close()  # noqa: SLF001 - our own class
+
+    async def _close(self) -> None:
+        """The pool takes its first step first, so whoever is about to listen finds it closed."""
+        await asyncio.gather(self._pool.close(), *(listener.close("Database") for listener in self._listeners))
 
     async def _call(self, method: str, sql: str, args: Sequence[Any]) -> Any:
         pool, trace = self._pool, trace_of(sql)
@@ -210,7 +213,7 @@ class Database(Queries):
         self._needs_direct("listen")
         if not self._pool.is_open:
             raise ClosedError("Database")
-        listener = Listener(self._pool.driver, channels, capacity)
+        listener = Listener(self._pool, channels, capacity)
         self._listeners.add(listener)
         return listener
 
@@ -234,6 +237,7 @@ class Database(Queries):
             MigrationError: a file was edited, comes too late, or failed; it is named. Files before it stay applied.
         """
         self._needs_direct("migrate")
+        checked("lock_timeout_s", lock_timeout_s)
         async with self._lease() as lease:
             lease.trace = Trace.RESET
             with self._pool.errors_of(lease):
@@ -252,6 +256,7 @@ class Database(Queries):
 
     async def health(self, timeout: float = 2.0) -> Health:
         """For probes: an answer within `timeout` seconds, whatever the server does; never a DatabaseError."""
+        checked("timeout", timeout)
         problem = f"no answer within {timeout:g} s"
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):

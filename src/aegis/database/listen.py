@@ -3,6 +3,7 @@ LISTEN on a connection of its own, that comes back by itself and says when somet
 
 PostgreSQL delivers a notification to whoever listens at that moment and keeps nothing, so a lost connection is a gap.
 States of a listener: listening, away (its task reconnects, with back-off), closed. The task alone owns the connection.
+It does not outlive its Database, whose end it looks for before and after it connects.
 After a reconnect LISTEN comes first and `MaybeMissed` second, so whoever then reads the table again misses nothing.
 The connection is asked every second, because a half-open one would be silent for ever.
 """
@@ -18,7 +19,8 @@ from types import TracebackType
 from typing import Self
 
 from aegis.backoff import Backoff
-from aegis.database._driver import Conn, Driver, ours
+from aegis.database._driver import Conn, ours
+from aegis.database.pool import Pool
 from aegis.errors import ClosedError, DatabaseError
 
 _log = logging.getLogger("aegis.database")
@@ -52,7 +54,7 @@ class MaybeMissed:
 class Listener:
     """The events of some channels, in order: `async with db.listen("quotes") as notes: async for note in notes`."""
 
-    def __init__(self, driver: Driver, channels: tuple[str, ...], capacity: int) -> None:
+    def __init__(self, pool: Pool, channels: tuple[str, ...], capacity: int) -> None:
         if not channels:
             raise ValueError("listen to what? Name at least one channel")
         for channel in channels:
@@ -60,7 +62,7 @@ class Listener:
                 raise ValueError(f"channel {channel!r} is not 1 to {_CHANNEL_BYTES_MAX} bytes long")
         if capacity < 1:
             raise ValueError(f"capacity={capacity} is below 1")
-        self.channels, self._capacity, self._driver = channels, capacity, driver
+        self.channels, self._capacity, self._pool, self._driver = channels, capacity, pool, pool.driver
         self._events: deque[Notification | MaybeMissed] = deque()
         self._arrived, self._lost = asyncio.Event(), asyncio.Event()
         self._conn: Conn = None
@@ -75,6 +77,7 @@ class Listener:
     async def __aenter__(self) -> Self:
         if self._task is not None:
             raise RuntimeError("this listener is open already")
+        self._needs_open_pool()
         await self._connect()
         self._task = asyncio.create_task(self._keep(), name="aegis.database.listen")
         return self
@@ -108,12 +111,17 @@ class Listener:
         if self._conn is not None:
             await self._driver.close(self._conn)
 
+    def _needs_open_pool(self) -> None:
+        if not self._pool.is_open:
+            raise ClosedError("Database")
+
     async def _connect(self) -> None:
         conn = await self._driver.connect()
         try:
             conn.add_termination_listener(self._on_lost)
             for channel in self.channels:
                 await conn.add_listener(channel, self._on_notification)
+            self._needs_open_pool()
         except BaseException as exc:
             conn.terminate()
             raise ours(exc, self._driver.address) from exc

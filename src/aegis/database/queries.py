@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from aegis.database import bulk
-from aegis.database._driver import Conn
+from aegis.database._driver import Conn, checked
 from aegis.database._feed import Feed, Rows
 from aegis.database._rows import typed
 from aegis.database._table import describe
@@ -17,6 +17,7 @@ from aegis.database.stream import Cursor, Format, Sink, Stream, Write, copy_out,
 
 T = TypeVar("T")
 _BULK_TIMEOUT_S = 600.0
+_LEAST_S = 0.001  # less would be 0 to the server, which is no bound
 _BATCH_ROWS = 500  # of a cursor: some tens of kilobytes for usual rows
 
 
@@ -118,6 +119,7 @@ class Queries(ABC):
             QueryError: a value that does not fit its column, with the row's number, or what the server refuses.
         """
         key = (key,) if isinstance(key, str) else key
+        checked("timeout", timeout, _LEAST_S)
         if not key:
             raise ValueError(f"{table}: upsert needs the columns of a key")
         feed = await Feed.open(rows, columns)
@@ -127,8 +129,9 @@ class Queries(ABC):
         if few is not None:
             async with self._conn() as conn:
                 target = await describe(conn, table, feed.columns, key)
-                if bulk.fits_few(target):
-                    return await bulk.upsert_few(conn, target, few)
+                result = await bulk.upsert_few(conn, target, few) if bulk.fits_few(target) else None
+            if result is not None:
+                return result
         async with self._tx_conn(source=feed) as conn:
             target = await describe(conn, table, feed.columns, key)
             return await bulk.upsert_many(conn, target, feed, timeout)
@@ -137,6 +140,7 @@ class Queries(ABC):
         self, table: str, rows: Rows, *, columns: Sequence[str] | None = None, timeout: float = _BULK_TIMEOUT_S
     ) -> int:
         """Append `rows` (given as for `upsert`) through binary COPY, all or nothing; returns how many."""
+        checked("timeout", timeout, _LEAST_S)
         feed = await Feed.open(rows, columns)
         if not feed.columns:
             return 0
@@ -158,5 +162,6 @@ class Queries(ABC):
         `to` is the path of a file, which appears under its name when it is complete, or an async function that is
         given pieces of bytes; what it raises ends the copy and comes through.
         """
+        checked("timeout", timeout, _LEAST_S)
         async with sink_of(to) as sink, self._tx_conn(sql, sink) as conn:
             return await copy_out(conn, sql, args, sink, format=format, timeout=timeout)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeAlias
 
-from aegis.database._driver import Conn
+from aegis.database._driver import Conn, sqlstate_of
 from aegis.database._feed import Feed
 from aegis.database._lease import Lease
 from aegis.database._session import trace_of
@@ -30,11 +30,11 @@ class Transaction(Queries):
     def __init__(self, pool: Pool, lease: Lease) -> None:
         self._pool = pool
         self._held: Lease | None = lease
-        self._failure: QueryError | None = None  # the statement that doomed this transaction
+        self._failure: QueryError | None = None  # since the last success: the reason, where the server rolls back
         self._depth = 0
 
     def __repr__(self) -> str:
-        state = "ended" if self._held is None else "failed" if self._failure else "open"
+        state = "ended" if self._held is None else "open"
         return f"<Transaction {state}, {self._depth} savepoints>"
 
     @property
@@ -49,34 +49,44 @@ class Transaction(Queries):
         lease = self._lease
         lease.trace = max(lease.trace, trace_of(sql))
         try:
-            return await getattr(lease.conn, method)(sql, *args)
+            result = await getattr(lease.conn, method)(sql, *args)
         except BaseException as exc:
             mine = self._pool.failed(lease, exc)
-            if isinstance(mine, QueryError):
-                self._failure = mine
+            self._note(mine, exc)
             if mine is exc:
                 raise
             raise mine from exc
+        self._failure = None
+        return result
+
+    def _note(self, mine: BaseException, cause: BaseException | None) -> None:
+        """Remember what the server refused, not what came of that (25P02); for want of it, what was never sent."""
+        refused = sqlstate_of(cause) not in {"", _FAILED}
+        if isinstance(mine, QueryError) and (refused or self._failure is None):
+            self._failure = mine
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """A savepoint: when the block raises, only what it did is undone. It is never repeated by itself."""
         self._depth += 1
         name = f"aegis_{self._depth}"
+        undo = f"rollback to savepoint {name}; release savepoint {name}"
         try:
             await self.execute(f"savepoint {name}")
             try:
                 yield self
             except Exception:
                 if not self._lease_is_gone():
-                    await self.execute(f"rollback to savepoint {name}; release savepoint {name}")
-                    self._failure = None
+                    await self.execute(undo)
                 raise
-            if self._failure is not None:  # swallowed inside the block; only this savepoint is lost
-                failure, self._failure = self._failure, None
-                await self.execute(f"rollback to savepoint {name}; release savepoint {name}")
+            try:
+                await self.execute(f"release savepoint {name}")
+            except QueryError as exc:
+                if exc.sqlstate != _FAILED:
+                    raise
+                failure = self._failure or exc  # swallowed inside the block; only this savepoint is lost
+                await self.execute(undo)
                 raise QueryError(failure.sqlstate, f"the savepoint was rolled back: {failure.message}") from failure
-            await self.execute(f"release savepoint {name}")
         finally:
             self._depth -= 1
 
@@ -109,6 +119,7 @@ class Transaction(Queries):
     async def _commit(self) -> None:
         if self._lease.conn.is_closed():  # before COMMIT was sent, so nothing was stored
             raise DatabaseLostError(self._pool.address, "it ended before COMMIT, so the transaction was rolled back")
+        failure = self._failure
         try:
             tag = await self.execute("commit")
         except DatabaseLostError as exc:
@@ -117,7 +128,7 @@ class Transaction(Queries):
             self._pool.confirmed(self._lease)
             return
         # The block swallowed a failed statement; the server rolled back and calls that success.
-        failure = self._failure or QueryError(_FAILED, "a statement had failed")
+        failure = failure or QueryError(_FAILED, "a statement had failed")
         raise QueryError(failure.sqlstate, f"the transaction was rolled back: {failure.message}") from failure
 
     def _lease_is_gone(self) -> bool:
@@ -131,7 +142,8 @@ class Transaction(Queries):
             with self._pool.errors_of(lease, source):
                 yield lease.conn
         except QueryError as exc:
-            self._failure = exc
+            self._note(exc, exc.__cause__)
             raise
+        self._failure = None
 
     _conn = _tx_conn
