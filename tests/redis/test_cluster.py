@@ -281,12 +281,16 @@ def _hand_over(cluster: EmbeddedCluster, slot: int, giver: EmbeddedValkey, taker
             each("CLUSTER", "SETSLOT", slot, "NODE", taker_id)
 
 
-async def test_an_acl_user_logs_in_at_every_node(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_acl_user_logs_in_at_every_node(
+    valkey_cluster: EmbeddedCluster, caplog: pytest.LogCaptureFixture
+) -> None:
     """User and password of the URL; a wrong one is refused, and neither is ever shown."""
     rights = "~* &* +@read +@write +@scripting +@pubsub +@connection +info +time +client +cluster"  # docs/scaling.md
-    options = {"requirepass": "s3cret", "primaryauth": "s3cret", "user": f"collector on >c0llect {rights}"}
-    with EmbeddedCluster(3, 0, options=options) as guarded:
-        url = guarded.url.replace("//", "//collector:c0llect@")
+    for node in valkey_cluster.nodes:
+        with valkey_cluster.asking(node) as ask:
+            ask("ACL", "SETUSER", "collector", "on", ">c0llect", *rights.split())
+    url = valkey_cluster.url.replace("//", "//collector:c0llect@")
+    try:
         with caplog.at_level(logging.DEBUG, "aegis.redis"):
             async with Redis(RedisConfig(url=url, client_name="prices")) as client:
                 await asyncio.gather(*(client.execute("SET", f"k{i}", i) for i in range(100)))
@@ -297,5 +301,9 @@ async def test_an_acl_user_logs_in_at_every_node(caplog: pytest.LogCaptureFixtur
                 assert await client.raw.get("k1") == b"1"
             with pytest.raises(RedisUnavailableError, match="WRONGPASS"):
                 await Redis(RedisConfig(url=url.replace("c0llect@", "wr0ng@"))).__aenter__()
+    finally:
+        for node in valkey_cluster.nodes:
+            with valkey_cluster.asking(node) as ask:
+                ask("ACL", "DELUSER", "collector")
     assert "c0llect" not in caplog.text
     assert "wr0ng" not in caplog.text

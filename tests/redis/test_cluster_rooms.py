@@ -105,7 +105,7 @@ async def test_a_limit_is_shared_by_two_clients_of_a_cluster(valkey_cluster: Emb
 
 async def test_a_limit_pauses_for_a_window_when_another_server_keeps_it(valkey_cluster: EmbeddedCluster) -> None:
     """A failover may have lost the last permits, and looks like this: the same keys, another server."""
-    limit = RateLimit("moving", Rate(5, per=2))
+    limit = RateLimit("moving", Rate(5, per=0.5))
     slot = slot_of_key(key_name("aegis", limit, ""))
     async with Redis(RedisConfig(url=valkey_cluster.url)) as redis:
         await redis.execute("FLUSHALL")
@@ -116,8 +116,8 @@ async def test_a_limit_pauses_for_a_window_when_another_server_keeps_it(valkey_c
         await asyncio.to_thread(valkey_cluster.move_slot, slot, target)
         decision = await first_answer(limiter, limit)
         assert not decision.allowed
-        assert 1.0 < decision.retry_after < 6.0
-        assert await limiter.wait(limit, timeout=20) > 0.5
+        assert 0.3 < decision.retry_after < 2.0
+        assert await limiter.wait(limit, timeout=20) > 0.1
         await asyncio.to_thread(valkey_cluster.move_slot, slot, source)
 
 

@@ -16,7 +16,6 @@ from failover_load import DOWN_AFTER_MS, FAST, KEYS, Token, load, replaced, unti
 
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedSentinel, EmbeddedValkey
-from aegis.errors import RedisUnavailableError
 from aegis.redis import Rate, RateLimit, RateLimiter, Redis
 
 
@@ -72,24 +71,3 @@ async def test_primaries_are_replaced_one_after_the_other_and_no_limit_is_exceed
         assert running.longest_gap_s < 20
     gaps = [later - moment for moment, later in zip(grants, grants[10:], strict=False)]
     assert min(gaps) > 0.9, "a permit may be used a little late, never early"
-
-
-async def test_a_sentinel_that_is_dead_and_one_that_hangs_cost_a_moment(valkey_sentinel: EmbeddedSentinel) -> None:
-    """All are asked at once, so the third answers within the time for a connection."""
-    dead, hung, _ = valkey_sentinel.sentinels
-    dead.kill()
-    hung.pause()
-    try:
-        async with Redis(RedisConfig(url=valkey_sentinel.url, connect_timeout=3.0)) as client:
-            assert await client.execute("SET", "k", 1) == b"OK"
-    finally:
-        hung.resume()
-        await asyncio.to_thread(dead.start)
-
-
-async def test_no_sentinel_and_an_unknown_name_are_told_apart(valkey_sentinel: EmbeddedSentinel) -> None:
-    """The error names the group, and what the Sentinels did not know."""
-    with pytest.raises(RedisUnavailableError, match=r"other of Sentinels.*no healthy primary.*No such master"):
-        await Redis(RedisConfig(url=valkey_sentinel.url.replace("/aegis", "/other"), **FAST)).__aenter__()
-    with pytest.raises(RedisUnavailableError, match=r"no healthy primary.*Connect call failed"):
-        await Redis(RedisConfig(url="redis+sentinel://127.0.0.1:1/aegis", **FAST)).__aenter__()

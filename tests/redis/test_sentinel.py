@@ -1,4 +1,4 @@
-"""Logging in with Sentinels: their user and password are not those of the servers, and both may speak TLS."""
+"""The client on a real Sentinel group that loses no primary: finding it, logging in, TLS. The rest: test_failover_*."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from failover_load import FAST
 from tls_front import Tls, mixed_front
 
 from aegis.config import RedisConfig
@@ -75,3 +76,32 @@ async def test_both_logins_over_tls(
         finally:
             await asyncio.to_thread(guarded.reach_primary_at, first.port)
     assert not any(secret in caplog.text for secret in ("c0llect", "w4tch", "wr0ng"))
+
+
+async def test_the_group_has_its_primary_where_it_was_put(valkey_sentinel: EmbeddedSentinel) -> None:
+    """The URL names the Sentinels and the group; they see every replica in step."""
+    assert valkey_sentinel.primary is valkey_sentinel.servers[0]
+    assert valkey_sentinel.url.startswith("redis+sentinel://127.0.0.1:")
+    assert valkey_sentinel.url.endswith("/aegis")
+    await asyncio.to_thread(valkey_sentinel.wait_until_whole)
+
+
+async def test_a_sentinel_that_is_dead_and_one_that_hangs_cost_a_moment(valkey_sentinel: EmbeddedSentinel) -> None:
+    """All are asked at once, so the third answers within the time for a connection."""
+    dead, hung, _ = valkey_sentinel.sentinels
+    dead.kill()
+    hung.pause()
+    try:
+        async with Redis(RedisConfig(url=valkey_sentinel.url, connect_timeout=3.0)) as client:
+            assert await client.execute("SET", "k", 1) == b"OK"
+    finally:
+        hung.resume()
+        await asyncio.to_thread(dead.start)
+
+
+async def test_no_sentinel_and_an_unknown_name_are_told_apart(valkey_sentinel: EmbeddedSentinel) -> None:
+    """The error names the group, and what the Sentinels did not know."""
+    with pytest.raises(RedisUnavailableError, match=r"other of Sentinels.*no healthy primary.*No such master"):
+        await Redis(RedisConfig(url=valkey_sentinel.url.replace("/aegis", "/other"), **FAST)).__aenter__()
+    with pytest.raises(RedisUnavailableError, match=r"no healthy primary.*Connect call failed"):
+        await Redis(RedisConfig(url="redis+sentinel://127.0.0.1:1/aegis", **FAST)).__aenter__()
