@@ -15,6 +15,7 @@ from aegis.config import Config
 from aegis.dashboard import Dashboard
 from aegis.embedded import EmbeddedValkey, free_port
 from aegis.redis import Lane
+from aegis.runtime import Runtime
 from aegis.telemetry import Vital, vitals_bus
 from aegis.upstream import KIS_RATE_LIMIT
 
@@ -127,15 +128,21 @@ async def test_everything_else_is_shown_and_nothing_comes_from_elsewhere(scene, 
         assert page.errors == []
 
 
-async def test_the_page_says_when_it_is_not_live(config, scene):
-    """Waiting before, ended after, and live again by itself when there is something to show."""
+async def test_the_page_says_when_it_is_not_live(config):
+    """Waiting before, lost after, live again by itself; and when everybody has ended, their last words stay."""
+    status = "document.getElementById('status').dataset.state"
     async with Dashboard(0) as dashboard, opened(dashboard.url) as page:
         await page.until("document.getElementById('status').textContent === 'waiting for the servers'")
         async with dashboard.live(config):
-            await page.until("document.getElementById('status').dataset.state === 'live'")
-        await page.until("document.getElementById('status').dataset.state === 'lost'")
+            await page.until(f"{status} === 'live'")
+        await page.until(f"{status} === 'lost'")
         async with dashboard.live(config):
-            await page.until("document.getElementById('status').dataset.state === 'live'")
+            await page.until(f"{status} === 'live'")
+            async with Runtime(config, database=False, vitals="collector 8") as rt:
+                await rt.cache.get("nothing", int)
+            await page.until("document.querySelector('#processes li')?.dataset.state === 'ended'")
+        await page.until(f"{status} === 'ended'")
+        await page.until("document.getElementById('cache').innerText.replace(/\\s+/g, ' ').includes('misses 1 ')")
 
 
 async def test_an_outage_of_redis_is_seen_and_so_is_its_end(variables):

@@ -32,6 +32,12 @@ export function heard(at) {
   [heardAt, heardHere] = [at, performance.now()];
 }
 
+const since = () => (performance.now() - heardHere) / 1000;
+
 export function now() {
-  return heardAt ? heardAt + Math.min(RUNS_ON_S, (performance.now() - heardHere) / 1000) : Date.now() / 1000;
+  return heardAt ? heardAt + Math.min(RUNS_ON_S, since()) : Date.now() / 1000;
+}
+
+export function standsStill() {
+  return heardAt > 0 && since() > RUNS_ON_S;
 }

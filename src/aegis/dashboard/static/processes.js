@@ -1,16 +1,17 @@
 // What each process tells about itself, which of them live, and the sums over those.
 
-import {$, element, now, write} from "./dom.js";
+import {$, element, now, standsStill, write} from "./dom.js";
 
 const SILENT_INTERVALS = 6;       // a process that misses so many is gone: killed, hung or cut off
 const FORGET_AFTER_S = 60;
 const MEAN_OVER_S = 10;
 const processes = new Map();      // name -> {vital, at, before: [{at, limits}], rows}
 
-export const alive = () => inOrder().filter((each) => !each.vital.ended && !gone(each));
+export const alive = () => isOver() ? inOrder() : inOrder().filter((each) => !each.vital.ended && !gone(each));
 export const sum = (room, field) => alive().reduce((total, each) => total + (each.vital.stats[room]?.[field] ?? 0), 0);
 export const allEnded = () => processes.size > 0 && [...processes.values()].every((each) => each.vital.ended);
 
+const isOver = () => standsStill() && allEnded();  // a run has ended: its last words are its result
 const gone = (each) => now() - each.at > SILENT_INTERVALS * each.vital.every_s;
 const inOrder = () => [...processes.values()].sort((a, b) => a.vital.name.localeCompare(b.vital.name, "en", {numeric: true}));
 
