@@ -349,3 +349,11 @@ async def test_closing_fails_what_is_in_flight_and_what_waits(proxy: FaultProxy)
         await redis.close()
         with pytest.raises(ClosedError):
             await waiting
+
+
+async def test_a_busy_loop_is_no_late_server(redis):
+    """The program blocks its own loop for longer than the timeout, before the command is written: it is answered."""
+    asking = [asyncio.create_task(redis.execute("PING", timeout=0.05)) for _ in range(3)]
+    await asyncio.sleep(0)
+    time.sleep(0.3)  # noqa: ASYNC251 - that is the fault
+    assert await asyncio.gather(*asking) == [b"PONG"] * 3

@@ -34,7 +34,7 @@ from aegis.redis import Redis
 from aegis.redis._deadlines import Deadlines, _three_digits_up
 from aegis.redis._link import pack
 from aegis.redis._open import open_link
-from aegis.testing import FaultProxy
+from aegis.testing import FaultProxy, until
 
 
 async def test_no_more_commands_are_in_flight_than_allowed(valkey_server: EmbeddedValkey) -> None:
@@ -585,6 +585,19 @@ async def test_deadlines_fire_in_time_and_only_for_those_not_done() -> None:
     assert [future for future, _ in expired if future.done()] == []
     assert len(expired) == 150
     assert all(at >= given[future] - 1e-6 for future, at in expired)
+    deadlines.close()
+
+
+async def test_a_deadline_that_the_loop_missed_is_put_off_once() -> None:
+    """By as long as its timer was late; then it has passed."""
+    loop, expired = asyncio.get_running_loop(), []
+    deadlines: Deadlines[asyncio.Future[object]] = Deadlines(loop, lambda _: expired.append(loop.time()))
+    for turn in range(2):
+        deadlines.add(0.1, loop.create_future())
+        began = loop.time()
+        time.sleep(0.15)  # noqa: ASYNC251 - that is the fault
+        await until(lambda turn=turn: len(expired) > turn)
+        assert expired[turn] - began > 0.199
     deadlines.close()
 
 

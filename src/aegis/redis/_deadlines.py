@@ -5,6 +5,9 @@ Futures with the same timeout expire in the order in which they were added, so o
 all; those that are done leave the deque's head on the way. Timeouts are rounded up to three digits, which keeps the
 number of deques small whatever callers pass. Rejected: `asyncio.timeout` (a timer, a context manager and 2 µs per
 command), a heap (cancelled entries pile up in its middle).
+
+A deadline whose timer the loop kept waiting is put off once, by as long: the command may not even have been written,
+and its late answer would be our own fault.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ class Expirable(Protocol):
 
 W = TypeVar("W", bound=Expirable)
 
+#: A timer that is later than that was kept waiting by the loop.
+_LATE_S = 0.01
+
 
 class Deadlines(Generic[W]):
     """Call `expire(future)` for every future that is not done when its time is over."""
@@ -32,6 +38,7 @@ class Deadlines(Generic[W]):
         self._loop, self._expire = loop, expire
         self._lanes: dict[float, deque[tuple[float, W]]] = {}
         self._timers: dict[float, asyncio.TimerHandle] = {}
+        self._put_off: set[float] = set()
 
     def __len__(self) -> int:
         return sum(len(lane) for lane in self._lanes.values())
@@ -63,6 +70,14 @@ class Deadlines(Generic[W]):
 
     def _ring(self, timeout_s: float) -> None:
         lane, now = self._lanes[timeout_s], self._loop.time()
+        while lane and lane[0][1].done():
+            lane.popleft()
+        late_s = now - lane[0][0] if lane else 0.0
+        if late_s > _LATE_S and timeout_s not in self._put_off:
+            self._put_off.add(timeout_s)
+            self._timers[timeout_s] = self._loop.call_later(min(late_s, timeout_s), self._ring, timeout_s)
+            return
+        self._put_off.discard(timeout_s)
         expired = []
         while lane and (lane[0][0] <= now or lane[0][1].done()):
             expired.append(lane.popleft()[1])
