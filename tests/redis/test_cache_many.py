@@ -295,3 +295,14 @@ async def test_many_without_redis(valkey_server):
         assert source.asked == [["a", "b"]]
         await cache.invalidate("t")
         assert (await cache.delete("a"), await cache.keys(), cache.stats().state) == (False, [], "disabled")
+
+
+async def test_keys_are_texts_and_one_text_is_not_several(redis):
+    """`005930` is text, and its six letters are no keys."""
+    cache = Cache(redis)
+    for ask in (lambda: cache.get_many("005930"), lambda: cache.get_or_set_many("005930", dict)):
+        with pytest.raises(TypeError, match="keys='005930' is one text"):
+            await ask()
+    for ask in (lambda: cache.set(5930, 1), lambda: cache.get_many([5930]), lambda: cache.delete(5930)):
+        with pytest.raises(TypeError, match="5930 is not text"):
+            await ask()

@@ -393,6 +393,8 @@ def test_options_that_do_not_fit_are_refused(redis):
         PubSub(redis, conflate=True).subscribe("a", policy="all")
     with pytest.raises(ValueError, match="must not be empty"):
         bus.subscribe("")
+    with pytest.raises(TypeError, match="must be text: 5930"):
+        bus.subscribe(5930)
     with pytest.raises(ValueError, match="white space"):
         PubSub(redis, producer="my feed")
 

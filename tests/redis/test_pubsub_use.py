@@ -201,6 +201,8 @@ async def test_value_that_cannot_travel_is_refused_at_the_edge(redis):
             await bus.publish("a", object())
         with pytest.raises(ValueError, match="must not be empty"):
             await bus.publish("", 1)
+        with pytest.raises(TypeError, match="must be text: 5930"):
+            await bus.publish(5930, 1)
         await bus.flush()
         assert bus.stats().published == 0
         await bus.publish("a", "text")

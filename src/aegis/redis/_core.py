@@ -212,6 +212,8 @@ class Core:
 
 def named(space: str, key: str) -> str:
     """The name of a key or tag within its namespace."""
+    if not isinstance(key, str):
+        raise TypeError(f"cache key or tag {key!r} is not text")
     if not key or key[0] == "}":
         raise ValueError(f"cache key or tag {key!r} must not be empty or begin with a closing brace")
     return space + key

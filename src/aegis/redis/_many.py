@@ -27,13 +27,20 @@ from aegis.redis._shelf import UNANSWERED
 
 async def get_many(core: Core, space: str, keys: Iterable[str], type_: Any) -> dict[str, Any]:
     """The fresh values that are there, by key, in the order in which they were asked for."""
-    names = {named(space, key): key for key in keys}
+    names = _named_all(space, keys)
     readings = await core.read_all(list(names), type_)
     fresh_ones = {key: readings[name].value for name, key in names.items() if _is_fresh(readings.get(name))}
     core.count.misses += len(names) - len(fresh_ones)
     if len(readings) < len(names):
         core.answering()
     return fresh_ones
+
+
+def _named_all(space: str, keys: Iterable[str]) -> dict[str, str]:
+    """Each key by its name."""
+    if isinstance(keys, str):
+        raise TypeError(f"keys={keys!r} is one text; several keys are meant: [{keys!r}]")
+    return {named(space, key): key for key in keys}
 
 
 def _is_fresh(reading: Any) -> bool:
@@ -77,7 +84,7 @@ async def get_or_set_many(
     core: Core, space: str, keys: Iterable[str], load_many: Callable[[list[str]], Any], wish: Wish
 ) -> dict[str, Any]:
     """What `Cache.get_or_set_many` says."""
-    names, asked_at = {named(space, key): key for key in keys}, monotonic()
+    names, asked_at = _named_all(space, keys), monotonic()
     readings = await core.read_all(list(names), wish.type)
     found = {name: each for name, each in readings.items() if each.fresh_left_s > -wish.stale_s}
     missing = [name for name in names if name not in found]

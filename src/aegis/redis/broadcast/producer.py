@@ -156,6 +156,8 @@ class Producer:
     # --- inside ---
 
     def _find_lane(self, key: str) -> Lane:
+        if not isinstance(key, str):
+            raise TypeError(f"the key of a tick must be text: {key!r}")
         if not key or key.startswith("\0"):
             raise ValueError(f"the key of a tick must not be empty or begin with NUL: {key!r}")
         number = self._names.partition_of(key)

@@ -59,6 +59,9 @@ class Wanted:
 
     def __init__(self, keys: Iterable[str] = (), patterns: Iterable[str] = ()) -> None:
         self.keys, self.patterns = frozenset(keys), frozenset(patterns)
+        for key in self.keys | self.patterns:
+            if not isinstance(key, str):
+                raise TypeError(f"a key or pattern must be text: {key!r}")
         self.everything = not self.keys and not self.patterns
         self._match = re.compile("|".join(map(fnmatch.translate, sorted(self.patterns)))).match if patterns else None
         if "" in self.keys:
