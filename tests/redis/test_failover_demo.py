@@ -55,5 +55,6 @@ async def test_collectors_keep_every_quota_when_the_server_of_their_limit_is_cut
         assert upstream.worst_window <= upstream.limit
     assert (report.tokens_issued, report.tokens_refused) == (1, 0)
     assert report.values_behind == 0
-    assert report.ticks_received == report.ticks_published > 30
+    assert report.ticks_published > 30
+    assert report.ticks_received == report.ticks_published or report.gaps, "what is lost is told"
     assert report.rows_inserted == report.rows_in_table > 0
