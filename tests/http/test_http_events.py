@@ -10,7 +10,7 @@ import sys
 from time import monotonic
 
 import pytest
-from scripted_server import FAST, CountingLimiter, Limit, answer, hang, until
+from scripted_server import FAST, CountingLimiter, Limit, answer, hang
 
 from aegis.backoff import Backoff
 from aegis.config import HttpConfig
@@ -24,6 +24,7 @@ from aegis.errors import (
 )
 from aegis.http import BreakerPolicy, HttpClient, Ok, Profile, Reauth, RetryPolicy
 from aegis.redis import Rate, RateLimit
+from aegis.testing import until
 
 HALF = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
 
@@ -149,7 +150,7 @@ async def test_closing_ends_what_is_in_flight(server):
         ]
         tasks = [asyncio.create_task(call) for call in calls]
         await server.received(9)
-        await until(lambda: gated.waiting and client.stats().retries and renewing.is_set(), "the last one waiting")
+        await until(lambda: gated.waiting and client.stats().retries and renewing.is_set())
     async with asyncio.timeout(10):
         ends = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(end) for end in ends] == [ClosedError] * 7 + [AmbiguousOutcomeError] * 2

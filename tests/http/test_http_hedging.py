@@ -13,6 +13,7 @@ from aegis.http import HttpClient, RetryPolicy
 from aegis.testing import until
 
 SOON = 0.02
+THROTTLED = answer(429, headers="Retry-After: 7\r\n")
 
 
 class FreeOnce(CountingLimiter):
@@ -84,6 +85,21 @@ async def test_a_bad_answer_waits_for_the_other(server, http, first):
     assert len(server.requests) == 2
 
 
+@pytest.mark.parametrize(("first", "second"), [(THROTTLED, answer()), (answer(503), THROTTLED)])
+async def test_a_pause_that_the_other_answer_asked_for_is_kept(server, http, first, second):
+    """Whoever wins, and if neither does: "too fast" was said to all of us, and every process hears it."""
+    gates, limiter = [asyncio.Event(), asyncio.Event()], CountingLimiter()
+    server.steps = [hang(gate=gates[0], then=first), hang(gate=gates[1], then=second)]
+    client = http.with_retry(RetryPolicy(attempts=2)).with_rate_limiter(limiter, Limit()).with_hedging(SOON)
+    call = asyncio.create_task(client.get(server.url))
+    await server.received(2)
+    gates[0].set()
+    await asyncio.sleep(0.05)  # so that the first is read; in the other order the winner is alone
+    gates[1].set()
+    await call
+    assert (limiter.held, len(server.requests)) == ([7.0], 2)
+
+
 async def test_both_bad_is_one_failed_attempt_that_is_tried_again(server, http):
     """Both count as attempts: of four, two are left, and then two more."""
     gate = asyncio.Event()
@@ -135,7 +151,7 @@ async def test_a_limiter_that_fails_means_no_second_request(server, http, error)
             return 0.0
 
     call = asyncio.create_task(http.with_rate_limiter(Fails(), Limit()).with_hedging(SOON).get(server.url))
-    await until(lambda: any(one.refusals for one in http.stats().upstreams.values()), "the refusal")
+    await until(lambda: any(one.refusals for one in http.stats().upstreams.values()))
     gate.set()
     assert (await call).attempts == len(server.requests) == 1
     [upstream] = http.stats().upstreams.values()

@@ -175,8 +175,8 @@ class Call:
             breaker.leave(era, monotonic(), failed=bad, reset=reset)
         if bad is False:
             self.upstream.budget.refund(self.settings.retry.refund)
-        elif outcome.after_s:
-            await self._hold(outcome.after_s)
+        else:
+            await self._hold(outcome.after_s or 0.0)
         return outcome
 
     async def _permit(self) -> float | Stopped:
@@ -223,12 +223,14 @@ class Call:
         reason = error.detail if error is not None else ""
         elapsed_s, started_s = now - began, began - self.started
         self._note(Attempt(number, outcome.name, answer.status, elapsed_s, waited_s, size, reason, started_s))
-        if race is not None:
-            outcome.hedges = race.sent - 1
         if error is not None:
             error.attempts, error.history = len(self.history), tuple(self.history)
         if logger.isEnabledFor(logging.DEBUG):
             self._log_attempt(logging.DEBUG, "http attempt")
+        if race is not None:
+            outcome.hedges = race.sent - 1
+            pauses = (self._answered(refusal, now).after_s for refusal in race.refusals if refusal is not answer)
+            await self._hold(max((seconds for seconds in pauses if seconds), default=0.0))
         return outcome
 
     def _note(self, attempt: Attempt) -> None:
@@ -320,7 +322,7 @@ class Call:
     async def _hold(self, seconds: float) -> None:
         """Tell every process to pause. A limiter that cannot be reached does not spoil the answer we have."""
         settings = self.settings
-        if settings.limiter is None:
+        if settings.limiter is None or not seconds:
             return
         try:
             with self._within_deadline():

@@ -31,9 +31,13 @@ def may_hedge(request: Request, settings: Settings, upstream: Upstream, number: 
 
 
 class Race:
-    """One or two requests for one answer. `sent` says how many left, `second_won` whose answer it is."""
+    """
+    One or two requests for one answer. `sent` says how many left, `second_won` whose answer it is.
 
-    __slots__ = ("_exchange", "_settings", "_upstream", "second_won", "sent")
+    `refusals` are the answers that were not good: what they say of a pause holds, also where the other request won.
+    """
+
+    __slots__ = ("_exchange", "_settings", "_upstream", "refusals", "second_won", "sent")
 
     def __init__(
         self, settings: Settings, upstream: Upstream, exchange: Callable[[], Awaitable[Answer | Failure]]
@@ -41,6 +45,7 @@ class Race:
         self._settings, self._upstream, self._exchange = settings, upstream, exchange
         self.sent = 1
         self.second_won = False
+        self.refusals: list[Answer] = []
 
     async def run(self) -> Answer | Failure:
         """The first good answer; if there is none, what came of the first request."""
@@ -55,6 +60,8 @@ class Race:
                 if result is not None and _good(result):
                     self.second_won = not (first.done() and first.result() is result)
                     return result
+                if isinstance(result, Answer):
+                    self.refusals.append(result)
             return first.result()
         finally:
             for task in tasks:
