@@ -46,11 +46,3 @@ def test_the_header_beats_the_document_and_the_document_the_profile():
     assert decode("값".encode("cp949"), "", "euc-kr") == "값"
     assert decode("값".encode(), "text/plain; charset=nonsense") == "값"
     assert decode(BEYOND_EUC_KR.encode("cp949")) == BEYOND_EUC_KR
-
-
-@pytest.mark.parametrize(
-    "label", ["unicode_escape", "raw_unicode_escape", "idna", "punycode", "utf-7", "rot13", "hex", "undefined"]
-)
-def test_a_codec_that_is_no_charset_is_an_unknown_label(label):
-    """Python has codecs that would turn a Korean word into mojibake without a complaint."""
-    assert decode("값 +AGE- \\u0041".encode(), f"text/plain; charset={label}") == "값 +AGE- \\u0041"

@@ -172,12 +172,12 @@ async def test_a_timeout_that_is_no_number_is_refused_and_one_in_the_past_sends_
     assert (await http.get(server.url, timeout=float("inf"))).status == 200
 
 
-async def test_a_charset_that_is_no_charset_is_a_decode_error(server, http):
-    """Python knows codecs that are no text, and one that always fails; neither escapes as something else."""
-    for label in ("hex", "undefined"):
-        server.steps = [answer(200, b"41", f"Content-Type: text/plain; charset={label}\r\n")]
-        with pytest.raises(BodyDecodeError):
-            (await http.get(server.url)).text()
+@pytest.mark.parametrize("label", ["hex", "undefined", "unicode_escape", "raw-unicode-escape", "idna", "utf-7"])
+async def test_a_charset_that_is_no_charset_is_a_decode_error(server, http, label):
+    """Python knows codecs that are no text, one that always fails, and some that take any text for another."""
+    server.steps = [answer(200, b"41+AGE-", f"Content-Type: text/plain; charset={label}\r\n")]
+    with pytest.raises(BodyDecodeError):
+        (await http.get(server.url)).text()
 
 
 async def test_a_host_with_two_breakers_shows_the_worse(server, http):

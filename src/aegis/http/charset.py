@@ -24,16 +24,22 @@ _NO_CHARSETS = frozenset({"unicode-escape", "raw-unicode-escape", "idna", "punyc
 
 
 def canonical(name: str) -> str | None:
-    """The codec that a charset label means, None for an unknown one and for a codec that is no charset."""
+    """
+    The codec that a charset label means, None for an unknown one.
+
+    Raises:
+        LookupError: Python has such a codec, but it is no charset.
+    """
     label = name.strip().lower()
     if label in _CP949 or label in _CP949_MORE:
         return "cp949"
     try:
-        "".encode(label)  # refuses what is no encoding of text: base64, rot13
         name = codecs.lookup(label).name
-    except (LookupError, UnicodeError):
+    except LookupError:
         return None
-    return None if name in _NO_CHARSETS else name
+    if name in _NO_CHARSETS:
+        raise LookupError(f"{name} is no charset")
+    return name
 
 
 def decode(content: bytes, content_type: str = "", default: str | None = None) -> str:
@@ -42,6 +48,7 @@ def decode(content: bytes, content_type: str = "", default: str | None = None) -
 
     Raises:
         UnicodeDecodeError: the bytes are not of the charset that applies.
+        LookupError: the charset that applies is none.
     """
     for mark, name in _MARKS:
         if content.startswith(mark):
