@@ -194,6 +194,21 @@ async def test_another_server_means_a_pause_also_for_those_who_never_saw_the_old
     assert (await newcomer.peek(limit)).held_for > 35
 
 
+async def test_an_empty_server_means_a_pause_for_those_who_knew_another(redis):
+    """It cannot know that its predecessor granted anything, but its callers do."""
+    limiter, limit = RateLimiter(redis), RateLimit("forgotten", Rate(5, per=20), pad=0)
+    assert (await limiter.allow(limit)).allowed
+    next_one = redis.connection + 1
+    limiter._server_names[next_one] = "a fresh one"
+    await redis.execute("FLUSHALL")
+    await redis.execute("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+    while redis.connection < next_one:
+        await asyncio.sleep(0.01)
+    refused = await limiter.allow(limit)
+    assert not refused.allowed
+    assert 35 < refused.retry_after <= 40
+
+
 async def test_on_outage_allow(valkey_server):
     """Everything is granted while Redis is away, as if there were no limit; afterwards it counts again."""
     async with FaultProxy(valkey_server.url.removeprefix("redis://")) as proxy, Redis(config_of(proxy.url)) as lossy:
@@ -239,6 +254,7 @@ async def test_local_share_in_allow(valkey_server):
     async with FaultProxy(valkey_server.url.removeprefix("redis://")) as proxy, Redis(config_of(proxy.url)) as lossy:
         limiter = RateLimiter(lossy, on_outage=LocalShare(processes=4))
         limit, scarce = RateLimit("small", Rate(9, per=0.2), pad=0), RateLimit("scarce", Rate(3, per=0.2), pad=0)
+        slow = RateLimit("slow", Rate(9, per=20), pad=0)
         await limiter.allow(limit)
         proxy.refuse()
         proxy.reset()
@@ -246,6 +262,9 @@ async def test_local_share_in_allow(valkey_server):
             assert first.retry_after > 0
             await asyncio.sleep(first.retry_after)
         assert first.remaining == 1
+        assert (
+            35 < (await limiter.allow(slow)).retry_after <= 40
+        )  # a window, and as far ahead as Redis may have granted
         assert not (await limiter.allow(scarce)).allowed
         assert (await limiter.allow(scarce)).retry_after == float("inf")
 
