@@ -56,7 +56,7 @@ async def test_a_promoted_replica_that_never_heard_of_the_last_permits_grants_no
             decision = await allowed(exact, limit)
             assert time.monotonic() - granted_at < 50, "too slow a machine for this window"
             assert not decision.allowed
-            assert time.monotonic() + decision.retry_after - granted_at > 60
+            assert decision.retry_after > 100, "a window, and how far ahead the lost ones may have been due"
 
 
 @pytest.mark.timeout(120)
