@@ -12,7 +12,7 @@ import pytest
 from aegis.config import RedisConfig
 from aegis.errors import ClosedError
 from aegis.redis import Cache, Redis
-from aegis.testing import FaultProxy
+from aegis.testing import FaultProxy, until
 
 KEYS = [f"k{n}" for n in range(8)]
 
@@ -116,9 +116,7 @@ async def test_a_crowd_leaves_nothing_behind(valkey_server, fault):
             elif fault == "lost":
                 proxy.reset()
         await crowd
-        async with asyncio.timeout(15):
-            while not all(nothing_is_left(cache) and cache.stats().state == "up" for cache in caches):
-                await asyncio.sleep(0.01)
+        await until(lambda: all(nothing_is_left(cache) and cache.stats().state == "up" for cache in caches))
         async with asyncio.timeout(15):
             for key in KEYS:
                 for cache in caches:

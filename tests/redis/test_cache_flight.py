@@ -176,7 +176,7 @@ async def test_closing_before_a_load_began_leaves_nobody_waiting(valkey_server):
         await cache.get("warm")
         callers = [asyncio.create_task(cache.get_or_set("k", gate.load, int)) for _ in range(3)]
         many = asyncio.create_task(cache.get_or_set_many(["a", "b"], lambda _: {}, int))
-        while not cache._core.loads.flights:
+        while not cache._core.loads.flights:  # to the turn: it has not begun yet
             await asyncio.sleep(0)
         closing = asyncio.create_task(redis.close())
         outcomes = await asyncio.wait_for(asyncio.gather(*callers, many, return_exceptions=True), 5)
@@ -422,8 +422,7 @@ async def test_callers_with_different_types_share_the_load(redis):
     first = asyncio.create_task(cache.get_or_set("k", gate.load, list[int]))
     await gate.began.wait()
     second = asyncio.create_task(cache.get_or_set("k", gate.load, tuple[int, ...]))
-    while cache.stats().joined == 0:
-        await asyncio.sleep(0)
+    await until(lambda: cache.stats().joined)
     gate.open.set()
     assert (await first, await second) == ([1, 2], (1, 2))
     assert gate.calls == 1

@@ -10,6 +10,7 @@ import pytest
 from aegis.config import RedisConfig
 from aegis.errors import CacheTypeError
 from aegis.redis import Cache, Redis
+from aegis.testing import until
 
 
 class Source:
@@ -136,8 +137,7 @@ async def test_a_single_caller_is_not_disappointed_by_a_batch(redis):
     batch = asyncio.create_task(cache.get_or_set_many(["x", "y"], source.load, str))
     await source.began.wait()
     single = asyncio.create_task(cache.get_or_set("x", lambda: "mine", str))
-    while cache.stats().joined == 0:
-        await asyncio.sleep(0)
+    await until(lambda: cache.stats().joined)
     source.gate.set()
     assert await batch == values("y")
     assert await single == "mine"
@@ -149,8 +149,7 @@ async def test_a_cancelled_batch_ends_its_loader_and_nobody_elses(redis):
     batch = asyncio.create_task(cache.get_or_set_many(["a", "b"], source.load, str))
     await source.began.wait()
     single = asyncio.create_task(cache.get_or_set("a", lambda: "mine", str))
-    while cache.stats().joined == 0:
-        await asyncio.sleep(0)
+    await until(lambda: cache.stats().joined)
     batch.cancel()
     await asyncio.gather(batch, return_exceptions=True)
     source.gate.set()
@@ -199,7 +198,7 @@ async def test_a_batch_cancelled_before_it_began_does_not_hang_others(redis):
     cache, source = Cache(redis), Source()
     await cache.get("warm")
     batch = asyncio.create_task(cache.get_or_set_many(["a", "b"], source.load, str))
-    while "a" not in cache._core.loads.flights:
+    while "a" not in cache._core.loads.flights:  # to the turn: it has not begun yet
         await asyncio.sleep(0)
     single = asyncio.create_task(cache.get_or_set("a", lambda: "mine", str))
     while cache.stats().joined == 0:
@@ -216,8 +215,7 @@ async def test_many_stale_values_are_served_and_refreshed_by_one_call(redis):
     await cache.get_or_set_many(keys, source.load, str, ttl=10, stale_s=60)
     for key in keys:
         await redis.execute("PEXPIRE", f"aegis:cache:{{{key}}}", 30_000)
-    while any(key in cache._core.tier.entries for key in keys):
-        await asyncio.sleep(0.001)
+    await until(lambda: not any(key in cache._core.tier.entries for key in keys))
     assert await cache.get_or_set_many(keys, source.load, str, ttl=10, stale_s=60) == values(*keys)
     async with asyncio.timeout(2):
         while len(await cache.get_many(keys, str)) < 3:

@@ -186,9 +186,7 @@ async def test_every_count_counts(redis):
     """stats() after known events, field by field."""
     cache = Cache(redis)
     await cache.get("k")  # a miss; starts the invalidation link
-    async with asyncio.timeout(5):
-        while not cache.stats().local_trusted:
-            await asyncio.sleep(0.001)
+    await until(lambda: cache.stats().local_trusted)
     await cache.set("k", 1)
     async with asyncio.timeout(5):
         while cache.stats().local_entries == 0:  # our own write is announced as well
