@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from aegis.config import DatabaseConfig
 from aegis.database import Database, UpsertResult
 from aegis.database.bulk import FEW
+from aegis.embedded import EmbeddedPostgres
 from aegis.errors import QueryError, RowShapeError
 from aegis.testing import until
 
@@ -300,23 +301,36 @@ async def test_writers_of_few_and_of_many_rows_do_not_deadlock(db, postgres_serv
     assert postgres_server.log.read_text().count("deadlock detected") == before_log
 
 
+LOCK_WAITS = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' having count(*)"
+
+
+def quick_to_see_deadlocks(server: EmbeddedPostgres) -> DatabaseConfig:
+    return DatabaseConfig(url=server.url + "&options=-c%20deadlock_timeout%3D20ms", min_conns=0)
+
+
 @SIZES
 async def test_a_victim_of_a_deadlock_tries_again(db, postgres_server, size):
-    """Somebody else locks the other way round and the server ends our wait: the rows are still there, and go in."""
+    """
+    Somebody else locks the other way round and the server ends our wait: the rows are still there, and go in.
+
+    A gate stops us behind our first row until he waits for it, so that we close the circle, whatever the timing.
+    """
     await bars(db)
-    rows = [Bar(f"{n:04}", DAY, 0) for n in range(size + 2)]
+    rows = [Bar(f"{n:04}", DAY, 0) for n in range(size + 3)]
     await db.upsert("bars", rows, KEY)
     moved = [Bar(row.code, row.date, 1) for row in rows]
-    first, last = rows[0].code, rows[-1].code
-    quick = DatabaseConfig(url=postgres_server.url + "&options=-c%20deadlock_timeout%3D1500ms", min_conns=0)
-    async with Database(quick) as victim:
+    lock, (first, second, last) = "update bars set close = 7 where code = $1", (rows[n].code for n in (0, 1, -1))
+    async with Database(quick_to_see_deadlocks(postgres_server)) as victim:
         async with db.transaction() as tx:
             await tx.execute("set local deadlock_timeout = '60s'")
-            await tx.execute("update bars set close = 7 where code = $1", last)
-            writing = asyncio.create_task(victim.upsert("bars", moved, KEY))
-            waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
-            await until(lambda: db.fetch_value(waiting))
-            await tx.execute("update bars set close = 7 where code = $1", first)
+            await tx.execute(lock, last)
+            async with db.transaction() as gate:
+                await gate.execute(lock, second)
+                writing = asyncio.create_task(victim.upsert("bars", moved, KEY))
+                await until(lambda: db.fetch_value(f"{LOCK_WAITS} = 1"))
+                circle = asyncio.create_task(tx.execute(lock, first))
+                await until(lambda: db.fetch_value(f"{LOCK_WAITS} = 2"))
+            await circle
         assert await writing == UpsertResult(0, len(rows), 0)
         assert victim.stats().opened == 1
     assert await db.fetch_value("select sum(close) from bars") == len(rows)
@@ -353,16 +367,14 @@ async def test_a_deadlock_inside_a_transaction_is_told(db, postgres_server):
     """Few rows are repeated only where they are alone: here all was undone, and the caller's block begins anew."""
     await bars(db)
     await db.upsert("bars", [Bar("a", DAY, 0), Bar("b", DAY, 0)], KEY)
-    quick = DatabaseConfig(url=postgres_server.url + "&options=-c%20deadlock_timeout%3D20ms", min_conns=0)
-    async with Database(quick) as victim, db.transaction() as other:
+    async with Database(quick_to_see_deadlocks(postgres_server)) as victim, db.transaction() as other:
         await other.execute("set local deadlock_timeout = '60s'")
         await other.execute("update bars set close = 7 where code = 'b'")
         with pytest.raises(QueryError) as caught:  # noqa: PT012 - the block is what is tested
             async with victim.transaction() as tx:
                 await tx.execute("update bars set close = 1 where code = 'a'")
                 waiting = asyncio.create_task(other.execute("update bars set close = 7 where code = 'a'"))
-                while not await db.fetch_value("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
-                    await asyncio.sleep(0.005)
+                await until(lambda: db.fetch_value(f"{LOCK_WAITS} = 1"))
                 await tx.upsert("bars", [Bar("b", DAY, 1)], KEY)
         await waiting
     assert caught.value.sqlstate == "40P01"  # which run_tx repeats
