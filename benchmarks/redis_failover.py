@@ -205,6 +205,7 @@ def told(judged: Report, seen: Seen) -> dict[str, Any]:
         "ok": all(each.rejected == 0 and each.worst_window <= each.limit for each in upstreams.values())
         and judged.tokens_refused == 0
         and judged.values_behind == 0
+        and (judged.ticks_received == judged.ticks_published or judged.gaps > 0)
         and most_at_once(seen.loads) <= TOKEN_CLIENTS,
         "replaced_after_s": seen.replaced_after_s,
         "longest_without_grant_s": {name: each.longest_silence_s for name, each in upstreams.items()},
