@@ -2,8 +2,8 @@
 Does a subscriber grow? Two questions, both answered with an exit code.
 
 never   subscribers that never read, one per policy: resident memory after 100,000 ticks of 2,000 keys, and a million.
-frames  a subscriber that reads a million ticks in a million frames, of sixteen producers: the leak of hiredis (97 bytes
-        for every push on RESP3) would be 90 MB.
+frames  a subscriber that reads a million ticks in a million frames, of 64 partitions: the leak of hiredis (97 bytes for
+        every push on RESP3) would be 90 MB.
 
     python -m benchmarks.pubsub_memory [--smoke] [--json] [--ticks 1000000]
 """
@@ -11,7 +11,6 @@ frames  a subscriber that reads a million ticks in a million frames, of sixteen 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import subprocess
 import sys
@@ -25,17 +24,23 @@ from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
 from aegis.redis import PubSub, Redis
 from aegis.redis.broadcast.buffers import RING
+from aegis.redis.broadcast.wire import Names
 
 GROWTH_MAX_KIB = 4096
 POLICIES = ("latest", "merge", "trade_safe", "all")
-PRODUCERS = 16  # that publish frames of one tick
+PARTITIONS = 64  # of the topic whose frames hold one tick each
 
 
-async def listen(port: int, policy: str, ring: int) -> None:
+def connect(port: int, partitions: int) -> Redis:
+    """A client of the server, for topics with so many partitions."""
+    return Redis(RedisConfig(host="127.0.0.1", port=port, topic_partitions=partitions))
+
+
+async def listen(port: int, policy: str, ring: int, partitions: int) -> None:
     """Subscribe; say on every line from the parent what has come and what it costs. `read` takes everything."""
     async with (
-        Redis(RedisConfig(host="127.0.0.1", port=port)) as redis,
-        PubSub(redis, topic="bench") as bus,
+        connect(port, partitions) as redis,
+        PubSub(redis, topic=f"bench in {partitions}") as bus,
         bus.subscribe(policy="latest" if policy == "read" else policy, ring=ring) as updates,
     ):
 
@@ -56,8 +61,8 @@ async def listen(port: int, policy: str, ring: int) -> None:
 class Listener:
     """A process that listens."""
 
-    def __init__(self, port: int, policy: str, ring: int) -> None:
-        plan = json.dumps([port, policy, ring])
+    def __init__(self, port: int, policy: str, ring: int, partitions: int) -> None:
+        plan = json.dumps([port, policy, ring, partitions])
         command = [sys.executable, "-m", "benchmarks.pubsub_memory", "--worker", plan]
         self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.child.stdout is not None
@@ -83,33 +88,31 @@ class Listener:
         self.child.wait(10)
 
 
-async def publish(bus: PubSub, numbers: range, *, one_by_one: bool) -> None:
-    """These ticks, in frames of one tick or as large as they become."""
+async def publish(bus: PubSub, numbers: range, keys: list[str], flush_every: int) -> None:
+    """These ticks."""
     for number in numbers:
-        await bus.publish(KEYS[number % len(KEYS)], quote(number))
-        if one_by_one:
+        await bus.publish(keys[number % len(keys)], quote(number))
+        if number % flush_every == 0:
             await bus.flush()
     await bus.flush()
 
 
-async def run(port: int, ticks: int, policies: tuple[str, ...], producers: int) -> list[dict[str, Any]]:
+async def run(port: int, ticks: int, policies: tuple[str, ...], partitions: int) -> list[dict[str, Any]]:
     """
-    Publish by the tenth, and look what that costs. Several producers publish frames of one tick.
+    Publish by the tenth, and look what that costs. With several partitions every tick has a frame of its own.
 
     Listeners are waited for: one that falls 32 MB behind is closed by Redis.
     """
     rows = []
-    async with Redis(RedisConfig(host="127.0.0.1", port=port)) as redis, contextlib.AsyncExitStack() as stack:
-        buses = [await stack.enter_async_context(PubSub(redis, topic="bench")) for _ in range(producers)]
+    async with connect(port, partitions) as redis, PubSub(redis, topic=f"bench in {partitions}") as bus:
+        by_partition = {Names("", "", partitions).partition_of(key): key for key in KEYS}
+        keys, flush_every = (KEYS, ticks) if partitions == 1 else (list(by_partition.values()), len(by_partition))
         ring = min(RING, ticks // 20)  # full at the first look
-        listeners = {policy: Listener(port, policy, ring) for policy in policies}
+        listeners = {policy: Listener(port, policy, ring, partitions) for policy in policies}
         marks: dict[str, list[dict[str, int]]] = {policy: [] for policy in policies}
-        done, one_by_one = 0, producers > 1
+        done = 0
         for goal in range(ticks // 10, ticks + 1, ticks // 10):
-            shares = [range(done + at, goal, producers) for at in range(producers)]
-            await asyncio.gather(
-                *(publish(bus, share, one_by_one=one_by_one) for bus, share in zip(buses, shares, strict=True))
-            )
+            await publish(bus, range(done, goal), keys, flush_every)
             done = goal
             for policy, listener in listeners.items():
                 marks[policy].append(await listener.after(goal))
@@ -122,7 +125,7 @@ async def run(port: int, ticks: int, policies: tuple[str, ...], producers: int) 
                     "rss_kib": [early["rss_kib"], late["rss_kib"]],
                     "growth_kib": late["rss_kib"] - early["rss_kib"],
                     "frames": late["frames"],
-                    "frames_sent": sum(bus.stats().frames for bus in buses),
+                    "frames_sent": bus.stats().frames,
                     "pending": late["pending"],
                 }
             )
@@ -140,7 +143,7 @@ def main() -> None:
     ticks = 4000 if args.smoke else args.ticks
     with EmbeddedValkey(port=0) as server:
         rows = asyncio.run(run(server.port, ticks, POLICIES, 1))
-        rows += asyncio.run(run(server.port, ticks, ("read",), PRODUCERS))
+        rows += asyncio.run(run(server.port, ticks, ("read",), PARTITIONS))
     ok = args.smoke or max(row["growth_kib"] for row in rows) <= GROWTH_MAX_KIB
     show(report("memory of a subscriber", rows, PACKAGES, ok=ok, ticks=ticks), as_json=args.json)
     sys.exit(not ok)
