@@ -17,6 +17,7 @@ from aegis.http.redact import Redactor
         ("/a b", b"/a%20b"),
         ("/삼성?q=전자", b"/%EC%82%BC%EC%84%B1?q=%EC%A0%84%EC%9E%90"),
         ("/ok%2Fok?a=%41+b", b"/ok%2Fok?a=%41+b"),
+        ("/a://b:c/?d=e://f:g", b"/a://b:c/?d=e://f:g"),
     ],
 )
 async def test_a_url_goes_out_in_ascii_and_what_is_encoded_already_stays(server, http, path, on_the_wire):

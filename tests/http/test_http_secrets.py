@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 from scripted_server import answer
 
-from aegis.errors import HttpError
+from aegis.errors import HttpError, RejectedError
 from aegis.http import Profile, Reauth, Throttled
 from aegis.http.redact import WELL_KNOWN, Redactor
 
@@ -117,6 +117,9 @@ def test_free_text_is_masked_by_name(text, masked):
         ("https://h/?%74oken=a&TOKEN=b&token", "https://h/?%74oken=***&TOKEN=***&token"),
         ("https://h/?next=%2F%3Ftoken%3Dabc&x=1", "https://h/?next=%2F%3Ftoken%3D***&x=1"),
         ("https://S@h/x", "https://***@h/x"),
+        ("https://me:S/x?a=1", "https://me:***/x?a=1"),
+        ("https://h:80/a:b//c:d/?e:f", "https://h:80/a:b//c:d/?e:f"),
+        ("https://[::1]:8080?a=b:c", "https://[::1]:8080?a=b:c"),
         ("https://h/?a=1;crtfc_key=S", "https://h/?a=1;crtfc_key=***"),
         ("https://h/?crtfc_key[]=S&crtfc_key%5B%5D=S", "https://h/?crtfc_key[]=***&crtfc_key%5B%5D=***"),
         ("https://h/?q=%7B%22crtfc_key%22%3A%22S%22%7D&x=1", "https://h/?q=%7B%22crtfc_key%22%3A***&x=1"),
@@ -172,5 +175,7 @@ async def test_no_secret_is_in_what_observers_and_statistics_get(server, http):
     await http.get(f"{server.url.replace('//', '//me:s3cret@')}/?token=s3cret")
     with pytest.raises(HttpError):
         await http.get("http://me:s3cret@127.0.0.1:1/?appkey=s3cret")
+    with pytest.raises(RejectedError, match="port that is a number") as caught:
+        await http.get("http://me:s3cret/")
     assert [call.error for call in seen] == ["", "HttpConnectionError"]
-    assert "s3cret" not in repr(seen) + repr(http.stats())
+    assert "s3cret" not in repr(seen) + repr(http.stats()) + str(caught.value)

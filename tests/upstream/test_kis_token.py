@@ -23,14 +23,14 @@ from aegis.upstream.simulator import Rules
 FLEET = Path(__file__).parent / "token_fleet.py"
 
 
-async def test_four_processes_that_start_together_issue_one_token(world, valkey_server):
+async def test_three_processes_that_start_together_issue_one_token(world, valkey_server):
     """Real processes on one Redis: one issue, nothing refused, and each can ask for a price with it."""
     spec = json.dumps({"redis": valkey_server.url, "kis": world.simulator.url, "key": APP_KEY, "secret": APP_SECRET})
     processes = [
         await asyncio.create_subprocess_exec(
             sys.executable, FLEET, spec, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.PIPE
         )
-        for _ in range(4)
+        for _ in range(3)
     ]
     try:
         for process in processes:

@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from aegis.http.profile import Request
-from aegis.http.redact import Redactor
+from aegis.http.redact import NO_PORT, Redactor
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -29,7 +29,9 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.~=&-]*").fullmatch  # means itself in a query
 
 @lru_cache(maxsize=1024)
 def ascii_url(url: str) -> str | None:
-    """The URL in ASCII, other text percent-encoded; None if it is not of http or has a control character."""
+    """The URL in ASCII, other text percent-encoded; None if it is not of http, or its port no number."""
+    if NO_PORT.match(url) is not None:
+        return None
     if _HTTP(url) is not None:
         return url
     plain = ""

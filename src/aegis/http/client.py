@@ -239,7 +239,8 @@ class HttpClient:
         plain = ascii_url(url)
         if plain is None:
             shown = without_controls(settings.redactor.url(url))
-            raise RejectedError("not a URL to fetch: it needs http or https and no control characters", method, shown)
+            reason = "not a URL to fetch: it needs http or https, a port that is a number, and no control characters"
+            raise RejectedError(reason, method, shown)
         url = plain
         if params:
             url = f"{url}{'&' if '?' in url else '?'}{query_of(params)}"

@@ -32,6 +32,8 @@ _SHORTEST_VALUE = 4  # shorter values would mask ordinary text
 _BODY_BYTES_MAX = 1 << 16  # of a larger body no values are collected; its fields are masked by name all the same
 
 _USERINFO = re.compile(r"[a-zA-Z]+://([^/?#]+)@")
+#: A login whose host was forgotten stands where a port should be.
+NO_PORT = re.compile(r"^([a-zA-Z]+://[^/?#@\[\]]*:)(?!\d*(?:[/?#]|$))[^/?#@]+(?=[/?#]|$)")
 _SEPARATOR = re.compile("[&;]")
 _QUOTED = r"""(\\+["']).*?\{}|(")(?:[^"\\]|\\.)*"|(')[^']*'"""
 _BRACKET = re.compile(rf"{_QUOTED.format(1)}|[\[\]{{}}]")  #: and strings, so that those in them are skipped
@@ -110,6 +112,7 @@ class Redactor:
             scheme, slashes, rest = address.partition("//")
             netloc, slash, path = rest.partition("/")
             address = f"{scheme}{slashes}{MASK}@{netloc.rpartition('@')[2]}{slash}{path}" if "@" in netloc else address
+        address = NO_PORT.sub(rf"\g<1>{MASK}", address, 1)
         masked = f"{address}{question}{query and self.pairs(query)}{hash_ and f'#{MASK}'}"
         return self._by_value(masked) if self._forms else masked
 
