@@ -112,7 +112,8 @@ class Queries(ABC):
         with `columns`, which also picks columns out of wider rows. Of duplicates the last wins and counts once; a row
         with a NULL in its key is always new, unless the index is NULLS NOT DISTINCT. Rows that would not change are
         not touched. Columns that the server computes are left out. `table` may be `schema.table`. `timeout` bounds
-        each statement, in seconds; reading the rows is part of one.
+        each statement, in seconds; reading the rows is part of one. Up to 200 rows are one usual statement, which ends
+        at DB_STATEMENT_TIMEOUT.
 
         Raises:
             RowShapeError: a row that does not fit, or a column that the table does not have.
