@@ -124,6 +124,26 @@ async def test_a_stale_value_is_served_when_the_loader_fails(redis, caplog):
         await get()
 
 
+async def test_a_refresh_that_failed_is_not_asked_for_again(redis):
+    """For `error_ttl_s` the stale value comes from the process, and nobody asks Redis whether he may load."""
+    cache, loaded = Cache(redis), [1]
+
+    async def get() -> int:
+        return await cache.get_or_set("k", loaded.pop, int, ttl=10, stale_s=60, error_ttl_s=60)
+
+    assert await get() == 1
+    await expire(redis, "k", 30_000)
+    await forgotten(cache, "k")
+    await until(lambda: cache.stats().local_trusted)
+    assert await get() == 1  # and begins to load, for which there is nothing
+    await until(lambda: cache.stats().load_errors and "k" in cache._core.tier.entries and not cache._core.loads.flights)
+    before = redis.stats().commands
+    for _ in range(20):
+        assert await get() == 1
+        await asyncio.sleep(0)
+    assert redis.stats().commands == before
+
+
 async def test_who_wants_no_stale_value_waits(redis):
     """Another caller's stale_s does not make us take an old value."""
     cache = Cache(redis)
