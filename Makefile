@@ -23,7 +23,7 @@ demo: $(READY)  ## run the main job: servers, simulator, collectors, report (ARG
 	@$(BIN)/aegis demo $(ARGS)
 
 test: $(READY)  ## run every test against real servers (ARGS="-k limiter")
-	@$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 lint: $(READY)  ## ruff, its formatter, and mypy in strict mode
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -27,9 +27,9 @@ WINDOW_S = 60.0
 async def measure(limit_size: int, calls: int, url: str) -> dict[str, float]:
     from aegis.config import RedisConfig
     from aegis.redis import Lane, Rate, RateLimit, Redis
-    from aegis.redis._limit_counts import Counts
-    from aegis.redis._limit_gate import Gate, LaneAsk, Run
     from aegis.redis._script import Script
+    from aegis.redis.limiting.counts import Counts
+    from aegis.redis.limiting.gate import Gate, LaneAsk, Run
 
     one = Script("one", b"return 1", hashlib.sha1(b"return 1").hexdigest())
     async with Redis(RedisConfig(url=url)) as redis:

@@ -37,7 +37,7 @@ from aegis.demo.report import Report
 from aegis.embedded import EmbeddedCluster, EmbeddedSentinel, EmbeddedValkey
 from aegis.errors import AegisError
 from aegis.redis import Cache, Redis
-from aegis.redis._slots import slot_of_key
+from aegis.redis.connection.slots import slot_of_key
 from aegis.testing import ClusterPartition
 
 PROCESSES, TOKEN_CLIENTS = 3, 3

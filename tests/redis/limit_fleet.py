@@ -26,7 +26,7 @@ from typing import Any, Self
 from aegis.config import RedisConfig
 from aegis.errors import RateLimitTimeoutError
 from aegis.redis import Lane, Rate, RateLimit, RateLimiter, Redis
-from aegis.redis._limit_gate import key_name
+from aegis.redis.limiting.gate import key_name
 
 _processes = get_context("forkserver")
 _processes.set_forkserver_preload(["aegis.config", "aegis.redis"])

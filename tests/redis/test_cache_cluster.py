@@ -9,8 +9,8 @@ import pytest
 
 from aegis.config import RedisConfig
 from aegis.redis import Cache, Redis
-from aegis.redis._slots import slot_of_key
-from aegis.redis._tether import Tether
+from aegis.redis.caching.tether import Tether
+from aegis.redis.connection.slots import slot_of_key
 from aegis.testing import until
 
 KEYS = [f"k{n}" for n in range(60)]

@@ -11,7 +11,8 @@ import pytest
 from cache_fleet import LEADER, Fleet
 
 from aegis.config import RedisConfig
-from aegis.redis import Cache, Redis, _elsewhere
+from aegis.redis import Cache, Redis
+from aegis.redis.caching import elsewhere
 from aegis.testing import until
 
 CROWD = """
@@ -122,7 +123,7 @@ async def test_a_stopped_leader_that_wakes_up_is_refused(redis, valkey_server):
 @pytest.fixture
 def nobody_looks(monkeypatch):
     """What wakes somebody here was told, not found."""
-    monkeypatch.setattr(_elsewhere, "_LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr(elsewhere, "_LOOK_EVERY_S", 3600.0)
 
 
 @pytest.mark.parametrize("local_entries", [0, 1000])

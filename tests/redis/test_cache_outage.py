@@ -15,8 +15,9 @@ from cache_fleet import LEADER, Fleet
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
 from aegis.errors import RedisError, RedisUnavailableError, ServerReplyError
-from aegis.redis import Cache, Redis, _shelf
-from aegis.redis._shelf import Patience
+from aegis.redis import Cache, Redis
+from aegis.redis.caching import shelf
+from aegis.redis.caching.shelf import Patience
 from aegis.testing import FaultProxy, until
 
 
@@ -201,7 +202,7 @@ def test_what_is_left_of_a_patience_is_worth_a_question():
 
 async def test_deletions_owed_are_bounded(valkey_server, monkeypatch, caplog):
     """More than are remembered are reported, not kept."""
-    monkeypatch.setattr(_shelf, "_OWED_MAX", 10)
+    monkeypatch.setattr(shelf, "_OWED_MAX", 10)
     async with behind_a_proxy(valkey_server) as (cache, proxy):
         proxy.refuse()
         proxy.reset()

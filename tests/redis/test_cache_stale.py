@@ -9,7 +9,7 @@ import pytest
 from cache_fleet import Fleet
 
 from aegis.redis import Cache
-from aegis.redis._reader import is_early
+from aegis.redis.caching.reader import is_early
 from aegis.testing import until
 
 

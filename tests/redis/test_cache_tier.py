@@ -14,7 +14,8 @@ import pytest
 from cache_fleet import Fleet
 
 from aegis.config import RedisConfig
-from aegis.redis import Cache, Redis, _tier
+from aegis.redis import Cache, Redis
+from aegis.redis.caching import tier
 from aegis.testing import Direction, FaultProxy, until
 
 
@@ -322,14 +323,14 @@ async def test_a_stopped_process_wakes_up_distrusting(redis, valkey_server):
                 return
             last = asked
     """
-    job = job.replace("TRUST_S", str(_tier.TRUST_S))
+    job = job.replace("TRUST_S", str(tier.TRUST_S))
     await Cache(redis).set("k", "old")
     with Fleet(valkey_server.url) as fleet:
         worker = fleet.start(job)
         assert await worker.said() == "warm"
         worker.signal(signal.SIGSTOP)
         await Cache(redis).set("k", "new")
-        await asyncio.sleep(_tier.TRUST_S + 0.1)
+        await asyncio.sleep(tier.TRUST_S + 0.1)
         worker.signal(signal.SIGCONT)
         assert await worker.said() == "new"
 

@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegis.errors import CacheTypeError
-from aegis.redis import TTL, Cache, _envelope
-from aegis.redis._envelope import _HEAD_BYTES, _ZLIB, COMPRESS_ABOVE_BYTES, codec_for, encode, pack, unpack
-from aegis.redis._schema import ANY
+from aegis.redis import TTL, Cache
+from aegis.redis.caching import envelope
+from aegis.redis.caching.envelope import _HEAD_BYTES, _ZLIB, COMPRESS_ABOVE_BYTES, codec_for, encode, pack, unpack
+from aegis.redis.caching.schema import ANY
 
 
 class Side(enum.Enum):
@@ -238,7 +239,7 @@ def test_a_compressed_payload_is_whole_or_a_miss(monkeypatch):
     for damaged in (packed[:-1], packed[:-20], packed + b"x"):
         assert unpack(repacked(damaged)) is None
     assert unpack(repacked(packed, flags=_ZLIB | 2)) is None
-    monkeypatch.setattr(_envelope, "_INFLATED_BYTES_MAX", len(_ROWS) - 1)
+    monkeypatch.setattr(envelope, "_INFLATED_BYTES_MAX", len(_ROWS) - 1)
     assert unpack(repacked(packed)) is None
 
 

@@ -16,9 +16,9 @@ from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedCluster, EmbeddedValkey
 from aegis.errors import ClosedError, CommandNotAllowedError, RedisUnavailableError, ServerReplyError
 from aegis.redis import Redis
-from aegis.redis._feeds import make_feed
 from aegis.redis._script import load_script
-from aegis.redis._slots import slot_of_key
+from aegis.redis.connection.feeds import make_feed
+from aegis.redis.connection.slots import slot_of_key
 
 
 async def test_a_thousand_keys_are_spread_and_each_is_found(cluster: Redis) -> None:

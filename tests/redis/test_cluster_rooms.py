@@ -12,9 +12,9 @@ from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedCluster
 from aegis.errors import ServerLostError
 from aegis.redis import Cache, Decision, Gap, PubSub, Rate, RateLimit, RateLimiter, Redis, Update
-from aegis.redis._limit_gate import key_name
-from aegis.redis._slots import slot_of_key
 from aegis.redis.broadcast.wire import Names
+from aegis.redis.connection.slots import slot_of_key
+from aegis.redis.limiting.gate import key_name
 
 
 class Quote(msgspec.Struct):

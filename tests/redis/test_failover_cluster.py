@@ -17,7 +17,7 @@ from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedCluster
 from aegis.errors import RedisUnavailableError
 from aegis.redis import Redis
-from aegis.redis._slots import slot_of_key
+from aegis.redis.connection.slots import slot_of_key
 
 
 @pytest.fixture(scope="module")

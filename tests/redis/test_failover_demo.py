@@ -17,7 +17,7 @@ from aegis.config import Config, RedisConfig
 from aegis.demo.orchestrate import Options, Progress, run
 from aegis.embedded import EmbeddedCluster
 from aegis.redis import Redis
-from aegis.redis._slots import slot_of_key
+from aegis.redis.connection.slots import slot_of_key
 from aegis.testing import ClusterPartition
 
 SETTINGS = {"REDIS_HANG_TIMEOUT": "800ms", "REDIS_CONNECT_TIMEOUT": "800ms"}

@@ -15,8 +15,8 @@ from failover_load import DOWN_AFTER_MS, FAST, KEYS, load, replaced, until
 from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedCluster
 from aegis.redis import Rate, RateLimit, RateLimiter, Redis
-from aegis.redis._limit_gate import key_name
-from aegis.redis._slots import slot_of_key
+from aegis.redis.connection.slots import slot_of_key
+from aegis.redis.limiting.gate import key_name
 from aegis.testing import ClusterPartition
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from aegis.redis import Lane, Rate, RateLimit, RateLimiter, Redis
-from aegis.redis._limit_gate import key_name
-from aegis.redis._slots import slot_of_key
+from aegis.redis.connection.slots import slot_of_key
+from aegis.redis.limiting.gate import key_name
 
 
 async def test_every_call_works_and_all_keys_share_a_slot(cluster: Redis) -> None:

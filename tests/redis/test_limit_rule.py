@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from aegis.config import RedisConfig
 from aegis.redis import Lane, Rate, RateLimit, Redis
-from aegis.redis._limit_counts import Counts
-from aegis.redis._limit_gate import Gate, Grant, LaneAsk, Run, micros
+from aegis.redis.limiting.counts import Counts
+from aegis.redis.limiting.gate import Gate, Grant, LaneAsk, Run, micros
 
 START_US = 1_900_000_000_123_457
 RATES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 5_000_000)), min_size=1, max_size=3)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from aegis.config import RedisConfig
 from aegis.redis import Lane, Rate, RateLimit, Redis
-from aegis.redis._limit_counts import Counts
-from aegis.redis._limit_gate import Gate, LaneAsk, Run
+from aegis.redis.limiting.counts import Counts
+from aegis.redis.limiting.gate import Gate, LaneAsk, Run
 
 START_US = 1_900_000_000_000_000
 

@@ -13,7 +13,7 @@ from aegis.config import RedisConfig
 from aegis.embedded import EmbeddedValkey
 from aegis.errors import RateLimitLayoutError, RateLimitTimeoutError, RedisUnavailableError, ServerLostError
 from aegis.redis import LocalShare, Rate, RateLimit, RateLimiter, Redis
-from aegis.redis._limit_gate import key_name
+from aegis.redis.limiting.gate import key_name
 from aegis.testing import Direction, FaultProxy
 
 #: What a busy machine may add between a permit and the line that notes it, on top of the pad.

@@ -31,9 +31,9 @@ from aegis.errors import (
     ServerReplyError,
 )
 from aegis.redis import Redis
-from aegis.redis._deadlines import Deadlines, _three_digits_up
-from aegis.redis._link import pack
-from aegis.redis._open import open_link
+from aegis.redis.connection.deadlines import Deadlines, _three_digits_up
+from aegis.redis.connection.link import pack
+from aegis.redis.connection.open import open_link
 from aegis.testing import FaultProxy, until
 
 

@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aegis.redis import Redis
-from aegis.redis._slots import is_everywhere, one_slot, slot_of, slot_of_key
-from aegis.redis._topology import Place, Topology, parse_view
+from aegis.redis.connection.slots import is_everywhere, one_slot, slot_of, slot_of_key
+from aegis.redis.connection.topology import Place, Topology, parse_view
 
 KEYS = st.one_of(st.binary(max_size=40), st.text(max_size=20), st.text("{}ab", max_size=8), st.integers())
 

@@ -1,13 +1,16 @@
 """
 The shared cache: one load in the whole fleet, a microsecond hit, and an outage that costs milliseconds.
 
-Two tiers: decoded values in this process (`_tier.py`), which the server calls back when they change (`_tether.py`), and
-encoded ones in Redis (`_shelf.py`, `_envelope.py`). What is in neither is loaded under a lease (`_loads.py`), by a task
-that outlives any single caller (`_flight.py`). When Redis does not answer, callers go on without it (`_outage.py`).
+Two tiers: decoded values in this process, which the server calls back when they change, and encoded ones in Redis. What
+is in neither is loaded under a lease, by a task that outlives any single caller. When Redis does not answer, callers go
+on without it. The room behind this file:
 
-    Cache -> Core -> Reader -> Tier                                a value that is there
-                  -> Loads -> Flight, Places, Elsewhere -> Shelf  one that must be loaded, here or elsewhere
-                  -> many_*, inspect, keys                         many at once (`_many.py`), looking in (`_look.py`)
+    caching/core      the parts, joined                   caching/many, look, cached   batches, looking in, decorator
+    caching/reader    a value that may be trusted         caching/loads                who loads, who waits
+    caching/tier      values in this process              caching/flight, places       one load: its callers, its task
+    caching/tether    what the server calls back          caching/elsewhere            loads of other processes
+    caching/shelf     keys and scripts in Redis           caching/alone, failure       without Redis; a loader's error
+    caching/envelope, schema, tags, sharing               how a value lies there, and who may hold the object
 
 Rejected: SET NX beside GET for the lock (a late holder overwrites), polling for it, timestamps for tags (clocks differ
 between hosts), pickle (runs code of whoever can write to Redis).
@@ -19,11 +22,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
-from aegis.redis import _cached, _look, _many
-from aegis.redis._cache_stats import TTL, CacheStats, Lifetime
-from aegis.redis._core import Core, Options, Wish, named
-from aegis.redis._look import CacheEntry, CacheSurvey
-from aegis.redis._reader import Reading
+from aegis.redis.caching import cached, look, many
+from aegis.redis.caching.core import Core, Options, Wish, named
+from aegis.redis.caching.look import CacheEntry, CacheSurvey
+from aegis.redis.caching.reader import Reading
+from aegis.redis.caching.stats import TTL, CacheStats, Lifetime
 from aegis.redis.client import Redis
 
 T = TypeVar("T")
@@ -134,7 +137,7 @@ class Cache:
 
         When it could not be stored, the old value is removed as soon as Redis answers, so that it does not come back.
         """
-        await _many.set_all(self._core, self._space, {key: value}, ttl, tags, jitter=False)
+        await many.set_all(self._core, self._space, {key: value}, ttl, tags, jitter=False)
 
     async def delete(self, key: str) -> bool:
         """Remove a value, and the right of loads under way to store one. Whether there was a value."""
@@ -153,7 +156,7 @@ class Cache:
         used, never the one that another has just obtained. A load under way goes on.
         """
         core, name = self._core, named(self._space, key)
-        found = await _look.find(core, name, type)
+        found = await look.find(core, name, type)
         if found is None or found.reading.value != expected:
             return False
         core.tier.drop(name)
@@ -259,17 +262,17 @@ class Cache:
             ValueError: a template names something that is not a parameter; raised when the function is decorated.
         """
         wish = Wish(type, ttl, stale_s, error_ttl_s, tags)
-        return _cached.decorator(self.get_or_set, self.delete, key, wish)
+        return cached.decorator(self.get_or_set, self.delete, key, wish)
 
     # --- many values ---
 
     async def get_many(self, keys: Iterable[str], type: Any = Any) -> dict[str, Any]:  # noqa: A002 - as in get
         """The fresh values that are there, by key, in one round trip. A missing key is absent from the result."""
-        return await _many.get_many(self._core, self._space, keys, type)
+        return await many.get_many(self._core, self._space, keys, type)
 
     async def set_many(self, values: Mapping[str, Any], ttl: Lifetime = TTL.MEDIUM, tags: Sequence[str] = ()) -> None:
         """Store many values in one round trip (one more when they carry tags)."""
-        await _many.set_all(self._core, self._space, values, ttl, tags, jitter=True)
+        await many.set_all(self._core, self._space, values, ttl, tags, jitter=True)
 
     async def get_or_set_many(
         self,
@@ -290,13 +293,13 @@ class Cache:
         it could bring back what was deleted meanwhile); a key given twice counts once. An error fails the whole call.
         """
         wish = Wish(type, ttl, stale_s, error_ttl_s, tags)
-        return await _many.get_or_set_many(self._core, self._space, keys, load_many, wish)
+        return await many.get_or_set_many(self._core, self._space, keys, load_many, wish)
 
     # --- looking in ---
 
     async def inspect(self, key: str) -> CacheEntry | None:
         """What lies in Redis under this key, without its type; None when there is nothing that can be read."""
-        return await _look.inspect(self._core, key, named(self._space, key))
+        return await look.inspect(self._core, key, named(self._space, key))
 
     async def keys(self, pattern: str = "*", limit: int = 1000) -> list[str]:
         """
@@ -304,7 +307,7 @@ class Cache:
 
         On a large server it takes many round trips. Keys that come or go meanwhile may or may not be among them.
         """
-        return await _look.keys(self._core, self._space, pattern, limit)
+        return await look.keys(self._core, self._space, pattern, limit)
 
     async def survey(self, on_step: Callable[[int, int], None] = lambda _looked_at, _of: None) -> CacheSurvey:
         """
@@ -312,7 +315,7 @@ class Cache:
 
         `stats()` speaks of this process, this of the server. `on_step(looked_at, of)` is called after every step.
         """
-        return await _look.survey(self._core, on_step)
+        return await look.survey(self._core, on_step)
 
 
 __all__ = ["TTL", "Cache", "CacheEntry", "CacheStats", "CacheSurvey"]

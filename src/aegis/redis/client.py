@@ -20,14 +20,14 @@ from hiredis import ReplyError
 
 from aegis.config import RedisConfig
 from aegis.errors import ClosedError, RedisUnavailableError, ServerReplyError
-from aegis.redis._cluster import Cluster
-from aegis.redis._link import pack
-from aegis.redis._node import Node
-from aegis.redis._raw import close_raw, locate_server, make_raw
 from aegis.redis._script import Script
-from aegis.redis._shared import Argument, Command, check_shareable, command_name, harmless
-from aegis.redis._stats import Counters, RedisStats
-from aegis.redis._waiters import LinkLostError, Reply, ReplyLateError, Waiter
+from aegis.redis.connection.cluster import Cluster
+from aegis.redis.connection.link import pack
+from aegis.redis.connection.node import Node
+from aegis.redis.connection.raw import close_raw, locate_server, make_raw
+from aegis.redis.connection.shared import Argument, Command, check_shareable, command_name, harmless
+from aegis.redis.connection.stats import Counters, RedisStats
+from aegis.redis.connection.waiters import LinkLostError, Reply, ReplyLateError, Waiter
 
 
 class Redis:

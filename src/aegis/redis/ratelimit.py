@@ -9,15 +9,15 @@ Who owns what:
 
     scripts/limit_rule.lua    the ring, the clock that never steps back, the hold     the server
     scripts/limit_queue.lua   which process is next, by lane                          the server
-    _limit_gate.py            what is asked and answered; no state                    one per limit and key
-    _limit_take.py            callers of `allow` of one turn of the loop              one per limit and key
-    _limit_callers.py         how the wait of each caller begins and ends             one per limit and key
-    _limit_dispatcher.py      when to ask, whom to release; one question at a time    one per limit and key
-    _limit_queue.py           who waits here, which slots we have; no I/O             one per limit and key
-    _limit_outlook.py         what the server said last: when to come back; no I/O    one per limit and key
-    _local_share.py           what happens without Redis                              one per limit and key
-    _limit_bell.py            "you are next", "hold": one subscription                one per RateLimiter
-    _limit_server.py          which server it is: another one may have forgotten      one per RateLimiter
+    limiting/gate             what is asked and answered; no state                    one per limit and key
+    limiting/take             callers of `allow` of one turn of the loop              one per limit and key
+    limiting/callers          how the wait of each caller begins and ends             one per limit and key
+    limiting/dispatcher       when to ask, whom to release; one question at a time    one per limit and key
+    limiting/queue            who waits here, which slots we have; no I/O             one per limit and key
+    limiting/outlook          what the server said last: when to come back; no I/O    one per limit and key
+    limiting/local_share      what happens without Redis                              one per limit and key
+    limiting/bell             "you are next", "hold": one subscription                one per RateLimiter
+    limiting/server           which server it is: another one may have forgotten      one per RateLimiter
 
 What the server cannot see is the time between the slot and the moment at which the request arrives upstream. `pad`
 widens every window by that much. Half of it is for the way to the upstream; a process that wakes up later than the
@@ -39,7 +39,13 @@ from math import inf
 from typing import Any, ParamSpec, TypeVar
 
 from aegis.errors import TooManyWaitersError
-from aegis.redis._limit import (
+from aegis.redis.client import Redis
+from aegis.redis.connection.outage import Outage
+from aegis.redis.limiting.bell import Bell
+from aegis.redis.limiting.counts import Counts, total
+from aegis.redis.limiting.dispatcher import Dispatcher
+from aegis.redis.limiting.gate import Gate, key_name
+from aegis.redis.limiting.limit import (
     Decision,
     Lane,
     LaneStats,
@@ -49,14 +55,8 @@ from aegis.redis._limit import (
     RateLimit,
     Usage,
 )
-from aegis.redis._limit_bell import Bell
-from aegis.redis._limit_counts import Counts, total
-from aegis.redis._limit_dispatcher import Dispatcher
-from aegis.redis._limit_gate import Gate, key_name
-from aegis.redis._limit_take import Takes
-from aegis.redis._local_share import PATIENCE_S, Fallback, LocalShare, OnOutage
-from aegis.redis._outage import Outage
-from aegis.redis.client import Redis
+from aegis.redis.limiting.local_share import PATIENCE_S, Fallback, LocalShare, OnOutage
+from aegis.redis.limiting.take import Takes
 
 #: Longest pause that one `hold` may order: a slip of a unit must not stop a fleet for good.
 HOLD_S_MAX = 31_536_000.0  # a year

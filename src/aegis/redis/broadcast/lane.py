@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from aegis.backoff import Backoff
 from aegis.errors import ClosedError, RedisError
 from aegis.redis._script import load_script
-from aegis.redis._shared import Argument
 from aegis.redis.broadcast.clock import ServerClock
 from aegis.redis.broadcast.outbox import ConflatingOutbox, Outbox, Parcel
 from aegis.redis.broadcast.parts import merge, newest_of
 from aegis.redis.broadcast.turn import Turn
 from aegis.redis.broadcast.wire import Body, Header, Names, pack_body, stored_at_us, stored_payload, stored_prefix
 from aegis.redis.client import Redis
+from aegis.redis.connection.shared import Argument
 
 log = logging.getLogger("aegis.redis")
 

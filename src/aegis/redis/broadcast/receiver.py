@@ -17,9 +17,6 @@ from typing import Any
 
 from aegis.backoff import Backoff
 from aegis.errors import ClosedError, RedisError, RedisUnavailableError
-from aegis.redis._feed import Feed
-from aegis.redis._feeds import Feeds, make_feed
-from aegis.redis._stats import Latency
 from aegis.redis.broadcast.audience import Audience
 from aegis.redis.broadcast.clock import ServerClock
 from aegis.redis.broadcast.partition import Partition, State, Verdict
@@ -28,6 +25,9 @@ from aegis.redis.broadcast.replay import replay
 from aegis.redis.broadcast.subscription import Subscription
 from aegis.redis.broadcast.wire import Frame, Header, Names, parse_frame, parse_header, parse_restored
 from aegis.redis.client import Redis
+from aegis.redis.connection.feed import Feed
+from aegis.redis.connection.feeds import Feeds, make_feed
+from aegis.redis.connection.stats import Latency
 
 log = logging.getLogger("aegis.redis")
 

@@ -15,9 +15,9 @@ from typing import Self
 
 import msgspec
 
-from aegis.redis._slots import SLOTS, slot_of_key
 from aegis.redis.broadcast.parts import as_json
 from aegis.redis.client import Redis
+from aegis.redis.connection.slots import SLOTS, slot_of_key
 
 #: On a cluster, so that its nodes share the work. On one server each partition only makes frames smaller, of which the
 #: cost is per frame.

@@ -1,0 +1,1 @@
+"""Behind `aegis.redis.cache`, whose docstring has the map; `core` joins the parts."""

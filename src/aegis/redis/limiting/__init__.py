@@ -1,0 +1,1 @@
+"""Behind `aegis.redis.ratelimit`, whose docstring says who owns what. `limit` holds the records that users see."""
