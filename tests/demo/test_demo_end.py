@@ -31,7 +31,7 @@ def read(url: str) -> str:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_outlives_a_demo_that_is_ended(running_demo, end):
-    """Servers, simulator, collectors and their directories are gone, whatever ends the demo."""
+    """Servers, simulator and collectors are gone, whatever ends the demo."""
     with running_demo() as (demo, _):
         descendants = psutil.Process(demo.pid).children(recursive=True)
         assert len(descendants) > 6
