@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from aegis.embedded._block import Block
 from aegis.embedded.valkey import EmbeddedValkey
 from aegis.errors import ServerStartError
 
@@ -18,15 +18,8 @@ _STARTS_MAX = 3  #: a port that was free a moment ago may be taken: then all of 
 _LOOK_EVERY_S = 0.05
 
 
-class EmbeddedGroup(ABC):
+class EmbeddedGroup(Block):
     """Servers that are started and stopped together. Kill, pause and restart single ones as you like."""
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"

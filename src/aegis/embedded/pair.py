@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
+from aegis.embedded._block import Block
 from aegis.embedded.postgres import EmbeddedPostgres
 
 #: A COMMIT is answered when the standby has it on disk, too. `fsync` stays off: both outlive their processes' deaths.
 _SYNCHRONOUS = {"synchronous_standby_names": "*", "synchronous_commit": "on", "max_wal_senders": "4"}
 
 
-class EmbeddedPostgresPair:
+class EmbeddedPostgresPair(Block):
     """
     A primary and a standby that follows it by streaming, on unix sockets.
 
@@ -26,13 +25,6 @@ class EmbeddedPostgresPair:
             options={"synchronous_commit": "on", **(options or {})}, standby_of=self.primary
         )
         self._first = (self.primary, self.standby)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
 
     def __repr__(self) -> str:
         return f"<EmbeddedPostgresPair primary={self.primary!r} standby={self.standby!r}>"

@@ -10,9 +10,8 @@ import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from aegis.embedded._block import Block
 from aegis.embedded._process import GuardedServer, Spec, private_directory, run_as, unprivileged_uid
 from aegis.errors import ServerStartError
 
@@ -43,7 +42,7 @@ def postgres_home() -> Path:
     return Path(package.origin).parent / "pginstall18"
 
 
-class EmbeddedPostgres:
+class EmbeddedPostgres(Block):
     """
     One PostgreSQL server in a temporary directory, on a unix socket, or with `port` also on the loopback.
 
@@ -65,13 +64,6 @@ class EmbeddedPostgres:
         self._server: GuardedServer | None = None
         self._directory: Path | None = None
         self._bin = Path()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
 
     def __repr__(self) -> str:
         return f"<EmbeddedPostgres {self.url if self._server else 'stopped'}>"

@@ -7,9 +7,8 @@ import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from aegis.embedded._block import Block
 from aegis.embedded._process import GuardedServer, Spec, private_directory
 from aegis.errors import ServerStartError
 
@@ -38,7 +37,7 @@ def valkey_binary() -> str:
     return str(get_binary_path())
 
 
-class EmbeddedValkey:
+class EmbeddedValkey(Block):
     """
     One Valkey server in a temporary directory, on a unix socket, or with `port` (0: a free one) on the loopback.
 
@@ -56,13 +55,6 @@ class EmbeddedValkey:
         self._server: GuardedServer | None = None
         self._directory: Path | None = None
         self._killed = self._paused = False
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
 
     def __repr__(self) -> str:
         return f"<EmbeddedValkey {self.url if self._server else 'stopped'}>"
